@@ -1,0 +1,1 @@
+"""Tensors to payloads and back, one method per file."""

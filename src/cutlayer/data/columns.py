@@ -1,0 +1,183 @@
+"""What a plan expects of a party's rows, column by column, and whether the rows keep to it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutlayer.errors import DataError
+from cutlayer.plan.tensors import TensorSpec
+
+Parts = dict[str, tuple[Tensor, ...]]
+"""The tensors of one batch by source, `x` and `y`; rows first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One tensor of the rows: its name in sentences, the rows it belongs to, and what the plan says of it.
+
+    `is_label` also lets sizes of 1 differ, `(B,)` for `(B, 1)` say; `classes` bounds class labels.
+    """
+
+    name: str
+    dataset: str
+    spec: TensorSpec
+    is_label: bool = False
+    classes: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        found = getattr(torch, self.spec.dtype)
+        assert isinstance(found, torch.dtype)
+        return found
+
+    def check(self, values: object, rows: Sequence[int]) -> Tensor:
+        """`values` as the plan wants them, after every check; `rows` are their places in the dataset.
+
+        Raises: DataError on another shape or dtype, NaN or infinite values, and labels out of range.
+        """
+        if not isinstance(values, Tensor):
+            values = values[0] if isinstance(values, tuple | list) else values
+            raise DataError(
+                f"{self.name} of {self._row(rows[0])} is {_article(values)}, which no tensor can be made of: "
+                "return a Tensor, an array or a number."
+            )
+        self._check_shape(values, len(rows))
+        self._check_finite(values, rows)
+        fitted = self.fit(values)
+        self._check_conversion(values, fitted, rows)
+        self._check_classes(fitted, rows)
+        return fitted
+
+    def fit(self, values: Tensor) -> Tensor:
+        """Checked `values` in the spec's dtype and shape, without looking at them again."""
+        if values.dtype is not self.dtype:
+            values = values.to(self.dtype)
+        if self.is_label and values.shape[1:] != self.spec.shape[1:]:
+            values = values.reshape(self.spec.for_rows(len(values)).shape)
+        return values
+
+    def _check_shape(self, values: Tensor, rows: int) -> None:
+        wanted, found = self.spec.for_rows(rows).shape, tuple(values.shape)
+        if self.is_label:
+            wanted, found = _without_ones(wanted), _without_ones(found)
+        if found != wanted or _kind(values.dtype) > _kind(self.dtype):
+            sizes = ", ".join(["B", *map(str, values.shape[1:])])
+            raise DataError(
+                f"{self.name} of {self.dataset} is {_name(values.dtype)}[{sizes}], the plan expects {self.spec} "
+                f"(B: rows of a batch): change the rows, or the {'loss' if self.is_label else 'model'} in the plan."
+            )
+
+    def _check_finite(self, values: Tensor, rows: Sequence[int]) -> None:
+        if not values.dtype.is_floating_point or bool(values.isfinite().all()):
+            return
+        at = _first_row(~values.isfinite())
+        bad = values[at][~values[at].isfinite()].flatten()[0].item()
+        raise DataError(
+            f"{self.name} of {self._row(rows[at])} holds {bad}, which would spoil every weight it reaches: "
+            "fill in or leave out such rows."
+        )
+
+    def _check_classes(self, values: Tensor, rows: Sequence[int]) -> None:
+        if self.classes is None or not values.numel():
+            return
+        low, high = values.min().item(), values.max().item()
+        if low >= 0 and high < self.classes:
+            return
+        at = _first_row((values < 0) | (values >= self.classes))
+        raise DataError(
+            f"the labels of {self.dataset} run from {low} to {high}, but the plan has {self.classes} classes, "
+            f"0 to {self.classes - 1}; the first that does not fit is in {self._row(rows[at])}: "
+            "number the classes from 0, or give the model more outputs."
+        )
+
+    def _check_conversion(self, values: Tensor, fitted: Tensor, rows: Sequence[int]) -> None:
+        """Every value must survive the spec's dtype, save for the rounding of float64 to float32."""
+        if values.dtype is fitted.dtype:
+            return
+        if (values.dtype, fitted.dtype) == (torch.float64, torch.float32):
+            bad = ~fitted.isfinite()
+        else:
+            bad = fitted.to(values.dtype) != values.reshape(fitted.shape)
+        if bool(bad.any()):
+            raise DataError(
+                f"{self.name} of {self._row(rows[_first_row(bad)])} is {_name(values.dtype)} and would lose its value "
+                f"as {self.spec.dtype}, which the plan expects: convert the rows, or change the plan's dtype."
+            )
+
+    def _row(self, row: int) -> str:
+        return f"row {row} of {self.dataset} (counted from 0)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """The input columns and the label column of one dataset."""
+
+    inputs: tuple[Column, ...]
+    label: Column
+
+    @classmethod
+    def of(cls, inputs: Sequence[TensorSpec], labels: TensorSpec, classes: int | None, dataset: str) -> "Columns":
+        """The columns that the plan's specs ask of `dataset`, a name for sentences."""
+        names = ["x"] if len(inputs) == 1 else [f"x[{place}]" for place in range(len(inputs))]
+        return cls(
+            inputs=tuple(
+                Column(name=name, dataset=dataset, spec=spec) for name, spec in zip(names, inputs, strict=True)
+            ),
+            label=Column(name="y", dataset=dataset, spec=labels, is_label=True, classes=classes),
+        )
+
+    @property
+    def dataset(self) -> str:
+        return self.label.dataset
+
+    def check(self, x: Sequence[object], y: object, rows: Sequence[int]) -> Parts:
+        """The inputs and the labels of a batch, checked. Raises: DataError."""
+        inputs = tuple(column.check(values, rows) for column, values in zip(self.inputs, x, strict=True))
+        return {"x": inputs, "y": (self.label.check(y, rows),)}
+
+    def split(self, sample: object) -> tuple[Sequence[Any], Any]:
+        """The inputs and the label of `(x, y)`, `((x_0, x_1), y)` or `(x_0, x_1, y)`. Raises: DataError."""
+        if not isinstance(sample, tuple | list) or len(sample) not in {2, len(self.inputs) + 1}:
+            raise DataError(
+                f"a sample of {self.dataset} is {_article(sample)}, not a pair (x, y): "
+                "let the dataset return the features and the label, in this order."
+            )
+        *x, y = sample
+        if len(x) == 1 and isinstance(x[0], tuple | list):
+            x = list(x[0])
+        if len(x) != len(self.inputs):
+            raise DataError(
+                f"the inputs in a sample of {self.dataset} number {len(x)}, the plan expects {len(self.inputs)}: "
+                "let the dataset return a tuple of inputs that the model takes in this order, then the label."
+            )
+        return x, y
+
+
+def _first_row(bad: Tensor) -> int:
+    """The first row of a mask `[rows, ...]` with a true value."""
+    return int(bad.reshape(len(bad), math.prod(bad.shape[1:])).any(dim=1).nonzero()[0])
+
+
+def _without_ones(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return sizes[:1] + tuple(size for size in sizes[1:] if size != 1)
+
+
+def _kind(dtype: torch.dtype) -> int:
+    """bool, integer, float, complex: values go up this ladder, never down."""
+    if dtype is torch.bool:
+        return 0
+    return 3 if dtype.is_complex else 2 if dtype.is_floating_point else 1
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _article(value: object) -> str:
+    kind = type(value).__name__
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}{size}"

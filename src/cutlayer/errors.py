@@ -1,0 +1,88 @@
+"""The error tree. Each message is one sentence for a person, with the mend.
+
+CutlayerError
+├── PlanError            the plan, or what a person wrote beside it; lists all faults at once
+├── CutError             the model cannot be cut there
+├── DataError            a party's rows
+├── CredentialError      keys, certificates, who may speak
+├── ProtocolError        a message that breaks a rule
+│   ├── RemoteProtocolError   the peer's fault: refused before its payload was decoded
+│   └── LocalProtocolError    our own: a bug in cutlayer
+├── ChannelError         the link to a peer
+│   ├── ChannelClosed        the peer is gone without a `Bye`
+│   ├── ChannelTimeout       silence, or no progress, for longer than the limit
+│   └── FrameRefused         too large, or not a frame at all
+└── RunError             the run cannot go on
+    ├── PeerStopped          a peer ended the run and said why
+    └── Diverged             a loss or a gradient is not finite
+"""
+
+from collections.abc import Iterable
+
+
+class CutlayerError(Exception):
+    """Anything cutlayer raises on purpose. `str(error)` is one sentence for a person."""
+
+
+class PlanError(CutlayerError):
+    """What was agreed does not hold together. `faults` are all of them, one sentence each."""
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class CutError(CutlayerError):
+    """The model cannot be cut there; the message says what to do."""
+
+
+class DataError(CutlayerError):
+    """A party's rows cannot be used; the message names the file, row and column."""
+
+
+class CredentialError(CutlayerError):
+    """A key, a certificate or a name that does not fit."""
+
+
+class ProtocolError(CutlayerError):
+    """A message that breaks a rule of the protocol. `rule` is its name, `peer` who sent it."""
+
+    def __init__(self, rule: str, peer: str, detail: str) -> None:
+        self.rule, self.peer, self.detail = rule, peer, detail
+        super().__init__(f"{peer} broke the rule {rule!r}: {detail}")
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer's fault. Its payload was not decoded."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own fault: a bug in cutlayer, never the peer's or the user's."""
+
+
+class ChannelError(CutlayerError):
+    """The link to a peer failed."""
+
+
+class ChannelClosed(ChannelError):
+    """The peer closed the link, or died, without a `Bye`."""
+
+
+class ChannelTimeout(ChannelError):
+    """Nothing moved on the link for longer than its limit."""
+
+
+class FrameRefused(ChannelError):
+    """The peer announced a frame above the limit, or sent bytes that are no frame."""
+
+
+class RunError(CutlayerError):
+    """The run cannot go on."""
+
+
+class PeerStopped(RunError):
+    """A peer ended the run and said why."""
+
+
+class Diverged(RunError):
+    """A loss is not a finite number any more."""

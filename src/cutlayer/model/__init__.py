@@ -1,0 +1,1 @@
+"""A network, cut and put together again: `cut`, `Parts`, `merge`, `describe`."""

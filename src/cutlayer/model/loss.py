@@ -1,0 +1,94 @@
+"""Losses by their names in `torch.nn.functional`. Each exposes (sum, normaliser), so that unequal parts add up right.
+
+The mean over any set of rows is Σ sums / Σ normalisers. Backward runs on sums; gradients are divided by the step's
+normaliser before the optimizer steps. For a class-weighted cross entropy the normaliser is Σ weight[y], not a count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cutlayer.plan.plan import Method
+from cutlayer.plan.tensors import TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """What is particular to one loss function."""
+
+    function: Callable[..., Tensor]
+    options: frozenset[str]
+    classes: bool = False
+    """Labels are class numbers; the output has a score per class in dimension 1."""
+    logit: bool = False
+    """The output's sign is the answer."""
+
+
+KINDS: dict[str, Kind] = {
+    "cross_entropy": Kind(
+        function=F.cross_entropy, options=frozenset({"weight", "label_smoothing", "ignore_index"}), classes=True
+    ),
+    "nll_loss": Kind(function=F.nll_loss, options=frozenset({"weight", "ignore_index"}), classes=True),
+    "binary_cross_entropy_with_logits": Kind(
+        function=F.binary_cross_entropy_with_logits, options=frozenset({"pos_weight"}), logit=True
+    ),
+    "mse_loss": Kind(function=F.mse_loss, options=frozenset()),
+    "l1_loss": Kind(function=F.l1_loss, options=frozenset()),
+    "smooth_l1_loss": Kind(function=F.smooth_l1_loss, options=frozenset({"beta"})),
+    "huber_loss": Kind(function=F.huber_loss, options=frozenset({"delta"})),
+}
+
+
+class Loss:
+    """One loss with its options, for outputs and labels of any number of rows."""
+
+    def __init__(self, method: Method) -> None:
+        self.kind = KINDS[method.name]
+        self.name = method.name
+        self._options = {
+            name: torch.tensor(value) if isinstance(value, list) else value for name, value in method.options.items()
+        }
+        weights = method.options.get("weight")
+        self._weights = torch.tensor(weights, dtype=torch.float64) if isinstance(weights, list) else None
+
+    def total(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The sum over rows, a 0-d tensor with a graph."""
+        options = {name: _like(value, output) for name, value in self._options.items()}
+        return self.kind.function(output, labels, reduction="sum", **options)
+
+    def normaliser(self, labels: Tensor) -> float:
+        """What the sum is divided by for torch's `reduction="mean"`."""
+        if not self.kind.classes:
+            return float(labels.numel())
+        if self._weights is None and "ignore_index" not in self._options:
+            return float(labels.numel())
+        counted = labels[labels != self._options.get("ignore_index", -100)]
+        return float(counted.numel() if self._weights is None else self._weights[counted.cpu()].sum())
+
+    def score(self, output: Tensor, labels: Tensor) -> dict[str, float]:
+        """`correct` and `count`, where an answer is right or wrong; else nothing."""
+        if self.kind.classes:
+            right = output.argmax(1) == labels
+        elif self.kind.logit:
+            right = (output > 0) == (labels > 0.5)
+        else:
+            return {}
+        return {"correct": float(right.sum()), "count": float(labels.numel())}
+
+    def labels(self, output: TensorSpec) -> TensorSpec:
+        """What the labels must look like for an output like this."""
+        if self.kind.classes:
+            return TensorSpec(dtype="int64", shape=(output.shape[0], *output.shape[2:]), differentiable=False)
+        return TensorSpec(dtype=output.dtype, shape=output.shape, differentiable=False)
+
+    def classes(self, output: TensorSpec) -> int:
+        """How many classes there are; 0 where labels are no classes."""
+        size = output.shape[1] if self.kind.classes and len(output.shape) > 1 else 0
+        return size if isinstance(size, int) else 0
+
+
+def _like(value: object, output: Tensor) -> object:
+    return value.to(output) if isinstance(value, Tensor) else value

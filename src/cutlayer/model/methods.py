@@ -1,0 +1,68 @@
+"""Whether torch has the loss, the optimizer and the LR schedule that a plan names, and takes their options."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from cutlayer.model.loss import KINDS
+from cutlayer.model.replica import (
+    NOT_SCHEDULES,
+    NOT_SPLIT,
+    make_optimizer,
+    make_schedule,
+    optimizer_names,
+    schedule_names,
+)
+from cutlayer.plan.document import nearest
+from cutlayer.plan.plan import Method, Training
+
+
+def canonical(training: Training) -> tuple[Training, list[str]]:
+    """The training terms with torch's own spelling of each name (`adam` is `Adam`), and all faults found."""
+    faults: list[str] = []
+    loss = _spelled(training.loss, KINDS, "training.loss", {}, faults)
+    optimizer = _spelled(training.optimizer, optimizer_names(), "training.optimizer", NOT_SPLIT, faults)
+    schedule = training.lr_schedule
+    if schedule is not None:
+        schedule = _spelled(schedule, schedule_names(), "training.lr_schedule", NOT_SCHEDULES, faults)
+    training = replace(training, loss=loss, optimizer=optimizer, lr_schedule=schedule)
+    return training, faults or _option_faults(training)
+
+
+def _spelled(
+    method: Method, known: Iterable[str], where: str, refused: dict[str, str], faults: list[str]
+) -> Method:  # fmt: skip
+    folded = {name.lower(): name for name in known}
+    reasons = {name.lower(): reason for name, reason in refused.items()}
+    low = method.name.lower()
+    if low in reasons:
+        faults.append(f"{where} = {method.name!r} cannot be used across a cut: {reasons[low]}")
+    elif low not in folded:
+        faults.append(f"{where} = {method.name!r} is unknown{nearest(method.name, folded.values())}")
+    return replace(method, name=folded.get(low, method.name))
+
+
+def _option_faults(training: Training) -> list[str]:
+    """What torch says to the options, tried on a parameter made up for it."""
+    faults = [
+        f"training.loss.{option} is no option of {training.loss.name}"
+        + nearest(option, KINDS[training.loss.name].options or {"none"})
+        for option in training.loss.options.keys() - KINDS[training.loss.name].options
+    ]
+    try:
+        optimizer = make_optimizer(training.optimizer, [nn.Parameter(torch.zeros(1))])
+    except Exception as error:
+        return [*faults, f"training.optimizer: torch's {training.optimizer.name} refuses its options: {error}"]
+    if training.lr_schedule is not None:
+        try:
+            make_schedule(training.lr_schedule, optimizer)
+        except Exception as error:
+            faults.append(f"training.lr_schedule: torch's {training.lr_schedule.name} refuses its options: {error}")
+    return faults
+
+
+def batch_norm_layers(module: nn.Module) -> list[str]:
+    """The layers whose output depends on the whole batch, by name: they allow no micro-batches."""
+    return [name for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]

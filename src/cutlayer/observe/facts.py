@@ -1,0 +1,95 @@
+"""Facts: something that happened at a party, told to observers. Plain data without tensors, one version per file.
+
+An observer is `Callable[[Fact], Stop | None]`: it is asked after each fact, and may end the run before the next
+release by returning a `Stop`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cutlayer.plan.tensors import TensorShape
+from cutlayer.plan.topology import SourceKind
+from cutlayer.protocol.messages import Purpose
+
+VERSION = 1
+
+Way = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossed:
+    """A message with tensors crossed this party's border. `carries` is None for activations and gradients."""
+
+    party: str
+    peer: str
+    edge: str
+    way: Way
+    sent: bool
+    purpose: Purpose
+    rows: int
+    carries: SourceKind | None
+    shapes: tuple[TensorShape, ...]
+    payload_bytes: int
+    frame_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """Time that this party's thread spent: loading, computing, sending, or waiting for a peer."""
+
+    party: str
+    on: Literal["load", "forward", "backward", "step", "wire", "wait"]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progressed:
+    """A step of training on `owner`'s rows is through at this party: `done` of `total` steps of the run."""
+
+    party: str
+    owner: str
+    round: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """A turn's result on one owner's rows: `loss`, and `accuracy` where answers are right or wrong."""
+
+    party: str
+    owner: str
+    turn: int
+    round: int
+    purpose: Purpose
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noticed:
+    """Something a person may want to know, in a sentence."""
+
+    party: str
+    sentence: str
+
+
+Fact = Crossed | Spent | Progressed | Scored | Noticed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """An observer's wish to end the run, with the reason that peers will be told."""
+
+    reason: str
+
+
+Observer = Callable[[Fact], Stop | None]
+
+
+def metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means from sums: `loss`, and `accuracy` and `rows` where answers were counted."""
+    means = {"loss": sums["loss"] / sums["normaliser"]} if sums.get("normaliser") else {}
+    if sums.get("count"):
+        means |= {"accuracy": sums["correct"] / sums["count"], "rows": sums["count"]}
+    return means

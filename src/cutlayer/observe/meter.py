@@ -1,0 +1,59 @@
+"""The meter: bytes by edge and direction as they crossed the channel, time by what it was spent on."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from cutlayer.observe.facts import Crossed, Fact, Scored, Spent
+from cutlayer.plan.tensors import TensorShape
+
+
+@dataclass(slots=True)
+class Crossing:
+    """All frames of one kind: same edge, way, direction and purpose."""
+
+    peer: str
+    edge: str
+    way: str
+    sent: bool
+    purpose: str
+    carries: str | None
+    shapes: tuple[TensorShape, ...]
+    """Of the first frame; the last batch of an epoch may be smaller."""
+    frames: int = 0
+    rows: int = 0
+    payload_bytes: int = 0
+    frame_bytes: int = 0
+
+
+class Meter:
+    """An observer that adds up. One meter serves one party."""
+
+    def __init__(self) -> None:
+        self.crossings: dict[tuple[str, str, str, bool, str], Crossing] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.history: list[Scored] = []
+
+    def __call__(self, fact: Fact) -> None:
+        match fact:
+            case Crossed():
+                self._count(fact)
+            case Spent():
+                self.seconds[fact.on] += fact.seconds
+            case Scored():
+                self.history.append(fact)
+
+    def _count(self, fact: Crossed) -> None:
+        key = (fact.peer, fact.edge, fact.way, fact.sent, fact.purpose)
+        crossing = self.crossings.get(key)
+        if crossing is None:
+            crossing = self.crossings[key] = Crossing(
+                fact.peer, fact.edge, fact.way, fact.sent, fact.purpose, fact.carries, fact.shapes
+            )
+        crossing.frames += 1
+        crossing.rows += fact.rows
+        crossing.payload_bytes += fact.payload_bytes
+        crossing.frame_bytes += fact.frame_bytes
+
+    def raw_rows_sent(self, kind: str) -> int:
+        """How many rows of raw data of a kind (`"rows"`, `"labels"`) left this party: counted, not assumed."""
+        return sum(c.rows for c in self.crossings.values() if c.sent and c.carries == kind)

@@ -1,0 +1,1 @@
+"""A party: the only room where torch and the network meet."""

@@ -1,0 +1,186 @@
+"""From terms and a model to a plan that all parties can agree on; from a folder's files to both.
+
+`model.py` is code that its author gave to all parties and that each party read and accepted: its digest is part of
+the plan. Nothing that comes over a link is ever executed.
+"""
+
+import importlib.util
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cutlayer.errors import CutError, CutlayerError, PlanError
+from cutlayer.model.cut import cut
+from cutlayer.model.describe import describe, state_specs
+from cutlayer.model.loss import Loss
+from cutlayer.model.methods import batch_norm_layers, canonical
+from cutlayer.model.replica import state_digest
+from cutlayer.plan import check
+from cutlayer.plan.document import read_terms
+from cutlayer.plan.plan import Contents, Plan, SegmentContents, Terms
+from cutlayer.plan.streams import stream_seed
+from cutlayer.plan.tensors import TensorSpec
+from cutlayer.plan.topology import TOPOLOGIES, Topology
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """A plan with what it speaks of: the uncut model with its initial weights, and the model's segments."""
+
+    plan: Plan
+    model: nn.Module
+    parts: dict[str, nn.Module]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What a row of features looks like."""
+        return self._carried("rows")
+
+    @property
+    def labels(self) -> TensorSpec:
+        """What a row's label looks like."""
+        return self._carried("labels")[0]
+
+    def _carried(self, kind: str) -> tuple[TensorSpec, ...]:
+        topology = self.plan.topology
+        edge = next(edge for edge in topology.edges if topology.source_kind(edge) == kind)
+        return self.plan.contents.edges[edge.name]
+
+
+def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreement:
+    """Cut the model as the terms say and write down what follows. Raises `PlanError` with all faults, `CutError`."""
+    faults = check.faults(terms)
+    training, method_faults = canonical(terms.training)
+    terms = replace(terms, training=training)
+    faults += method_faults
+    if training.micro_batches > 1 and (layers := batch_norm_layers(model)):
+        faults.append(
+            f"training.micro_batches = {training.micro_batches}, but {', '.join(layers)} normalise(s) over the whole "
+            "batch: use GroupNorm, or micro_batches = 1"
+        )
+    if faults:
+        raise PlanError(faults)
+    topology = TOPOLOGIES[terms.topology]()
+    parts = cut(model, terms.model.cut or None, [segment.name for segment in topology.segments])
+    outputs = describe(parts, (terms.input.spec,))
+    loss = Loss(training.loss)
+    answer = outputs[topology.segments[-1].name][0]
+    contents = Contents(
+        segments={name: _segment(part) for name, part in parts.items()},
+        edges=_edges(topology, outputs, terms.input.spec, loss.labels(answer)),
+        classes=loss.classes(answer),
+        model_digest=model_digest,
+        weights_digest=state_digest(model.state_dict()),
+    )
+    return Agreement(plan=Plan(terms=terms, contents=contents), model=model, parts=parts)
+
+
+def _segment(part: nn.Module) -> SegmentContents:
+    trainable = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+    return SegmentContents(state=state_specs(part), parameters=trainable)
+
+
+def _edges(
+    topology: Topology, outputs: dict[str, tuple[TensorSpec, ...]], rows: TensorSpec, labels: TensorSpec
+) -> dict[str, tuple[TensorSpec, ...]]:
+    carried = {"rows": (rows,), "labels": (labels,)}
+    sources = {source.name: carried[source.kind] for source in topology.sources}
+    return {edge.name: (sources | outputs)[edge.source] for edge in topology.edges}
+
+
+# ---------------------------------------------------------------------- a folder's files
+
+
+def read_agreement(path: Path) -> Agreement:
+    """The agreement that `plan.toml`, the model's source and the initial weights beside it state.
+
+    Runs the model's source: only for a plan that the user wrote, reads, or has accepted.
+    Raises `PlanError` with all faults, `CutError`.
+    """
+    terms = read_plan_terms(path)
+    faults = check.faults(terms) + canonical(terms.training)[1]
+    if faults:
+        raise PlanError(faults)
+    source = _beside(path, terms.model.source)
+    model = build_model(source)
+    _load_weights(model, _beside(path, terms.model.weights), path)
+    return draft(terms, model, model_digest=sha256(source.read_bytes()).hexdigest())
+
+
+def read_plan_terms(path: Path) -> Terms:
+    """The terms in a `plan.toml`. Raises `PlanError`."""
+    try:
+        return read_terms(path.read_text())
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read ({error.strerror}): `cutlayer init` writes one") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{path} is not a text file in UTF-8") from error
+
+
+def files_digest(path: Path) -> str:
+    """SHA-256 over the plan's text and the files it names, found without running any of them."""
+    terms = read_plan_terms(path)
+    digest = sha256(path.read_bytes())
+    for name in (terms.model.source, terms.model.weights):
+        try:
+            digest.update(sha256(_beside(path, name).read_bytes()).digest())
+        except OSError as error:
+            raise PlanError(f"{name}, named in {path}, cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def build_model(source: Path) -> nn.Module:
+    """The model that `build()` in a source file makes. Raises `PlanError`."""
+    spec = importlib.util.spec_from_file_location(f"cutlayer_model_{source.stem}", source)
+    if not source.is_file() or spec is None or spec.loader is None:
+        raise PlanError(f"{source} is no Python file: model.source names the file that has build() -> nn.Module")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        model = module.build()
+    except CutlayerError:
+        raise
+    except AttributeError as error:
+        if hasattr(module, "build"):
+            raise PlanError(f"{source}: build() failed: {error}") from error
+        raise PlanError(f"{source} has no function build(): write `def build() -> nn.Module`") from error
+    except Exception as error:
+        raise PlanError(f"{source}: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"{source}: build() returned {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def write_weights(path: Path) -> Path:
+    """Draw initial weights with the plan's seed and write them beside the plan; returns the file's path."""
+    terms = read_plan_terms(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(str(terms.seed).encode(), "initial weights"))
+        model = build_model(_beside(path, terms.model.source))
+    target = _beside(path, terms.model.weights)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, target)
+    return target
+
+
+def _load_weights(model: nn.Module, weights: Path, plan: Path) -> None:
+    mend = f"draw them anew with `cutlayer plan weights {plan}` and give the file to all parties"
+    if not weights.is_file():
+        raise PlanError(f"{weights} is missing: the initial weights travel beside the plan; {mend}")
+    try:
+        model.load_state_dict(load_file(weights), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).split("\n")[1:2] or [str(error)]
+        raise CutError(f"{weights} does not fit the model ({reason[0].strip()}): {mend}") from error
+
+
+def _beside(plan: Path, name: str) -> Path:
+    folder = plan.resolve().parent
+    target = (folder / name).resolve()
+    if not target.is_relative_to(folder):
+        raise PlanError(f"{name!r} in {plan} leads out of the plan's folder: put the file beside the plan")
+    return target

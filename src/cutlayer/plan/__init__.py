@@ -1,0 +1,1 @@
+"""What was agreed: topology, schedule, terms, limits. Data, checked; no torch, no network."""

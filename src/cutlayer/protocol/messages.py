@@ -1,0 +1,109 @@
+"""The closed set of messages, one set per protocol version. Headers only: tensors travel beside them as raw bytes.
+
+A message moves the run; a control frame (`Ping`, `Refuse`) concerns only the link it arrives on. What is not in this
+file cannot be said: the decoder refuses it by name before anything else looks at it.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from cutlayer.plan.tensors import TensorShape
+
+VERSION = 1
+
+Name = Annotated[str, Meta(max_length=128)]
+Sentence = Annotated[str, Meta(max_length=4096)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Tensors = Annotated[tuple[TensorShape, ...], Meta(max_length=64)]
+Sums = Annotated[dict[Name, float], Meta(max_length=64)]
+Purpose = Literal["train", "eval"]
+
+
+class Ticket(Struct, frozen=True, array_like=True, order=True):
+    """One micro-batch in flight: whose rows (`owner`), in which turn, step of the turn, and part of the step."""
+
+    turn: Count
+    owner: Name
+    step: Count
+    micro: Count
+    purpose: Purpose
+
+    def __str__(self) -> str:
+        return f"turn {self.turn}, {self.owner}, step {self.step}.{self.micro} ({self.purpose})"
+
+
+class Rows(Struct, frozen=True, array_like=True):
+    """How many rows a party brings."""
+
+    train: Count = 0
+    held_out: Count = 0
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    """The first message on a link: I speak this version, of this plan, as this party, and bring so many rows."""
+
+    version: Count
+    plan: Name
+    party: Name
+    rows: Rows
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """From the conductor: all are here; these are the members and their rows. The schedule follows from it."""
+
+    members: Annotated[dict[Name, Rows], Meta(max_length=65_536)]
+
+
+class Turn(Struct, frozen=True, tag="turn"):
+    """From the conductor: this turn may begin. The receiver's own schedule must say the same."""
+
+    number: Count
+    work: Purpose
+    parties: Annotated[tuple[Name, ...], Meta(max_length=65_536)]
+    steps: Count
+
+
+class Forward(Struct, frozen=True, tag="forward"):
+    """An activation (or, from a source, labels) on its way along an edge."""
+
+    ticket: Ticket
+    edge: Name
+    tensors: Tensors
+
+
+class Backward(Struct, frozen=True, tag="backward"):
+    """The gradient of the loss *sum* on its way back along an edge, with the ticket's loss normaliser."""
+
+    ticket: Ticket
+    edge: Name
+    tensors: Tensors
+    normaliser: float
+
+
+class Report(Struct, frozen=True, tag="report"):
+    """My part of a turn is done; `sums` are the losses and counts that I saw, by owner of the rows."""
+
+    turn: Count
+    sums: Annotated[dict[Name, Sums], Meta(max_length=65_536)]
+
+
+class Bye(Struct, frozen=True, tag="bye"):
+    """The run is over: as planned if `reason` is empty, else because of it. Only a `Bye` ends a run."""
+
+    reason: Sentence = ""
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    """I am alive. Control: answered by no one, since any arriving byte counts as life."""
+
+
+class Refuse(Struct, frozen=True, tag="refuse"):
+    """Control: your last message broke this rule; I did not decode it."""
+
+    rule: Name
+    detail: Sentence
+
+
+Message = Hello | Welcome | Turn | Forward | Backward | Report | Bye
+Control = Ping | Refuse

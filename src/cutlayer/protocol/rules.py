@@ -1,0 +1,45 @@
+"""The rules of the protocol as data: what each is called, and which message may follow which."""
+
+from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, Turn, Welcome
+
+RULES: dict[str, str] = {
+    "wrong-version": "both ends speak the same version of the protocol",
+    "wrong-plan": "both ends run the same plan, to the last byte",
+    "wrong-name": "a party speaks only for itself",
+    "out-of-order": "a message comes only when the table of moves allows it",
+    "unknown-edge": "tensors travel only on edges of the topology",
+    "not-your-edge": "an activation comes from its edge's source, a gradient from its edge's target",
+    "not-my-edge": "a message goes to the party at the other end of its edge",
+    "unexpected-ticket": "a ticket belongs to an open turn and to the step that is due",
+    "duplicate": "each activation and each gradient comes once",
+    "gradient-before-activation": "a gradient answers an activation that was sent",
+    "no-gradient-here": "evaluation and edges without gradients have no way back",
+    "wrong-shape": "dtype and shape are those of the plan for this ticket's rows",
+    "wrong-normaliser": "a loss normaliser is a positive, finite number",
+    "wrong-rows": "the conductor knows the rows that this party announced, and every member once",
+    "wrong-report": "a party reports each turn once, and only the losses that it holds",
+    "off-schedule": "a turn is what the receiver's own schedule says",
+    "early-bye": "the end comes after the last turn",
+}
+
+Kinship = str
+"""What a peer is to me: my `conductor`, or a `member` whose conductor I am."""
+State = str
+
+MOVES: dict[tuple[Kinship, State, type], State] = {
+    # (`Refuse`, and a `Bye` with a reason, may come at any time: anyone may give up.)
+    # what a member may say to its conductor
+    ("member", "connected", Hello): "joined",
+    ("member", "running", Forward): "running",
+    ("member", "running", Backward): "running",
+    ("member", "running", Report): "running",
+    ("member", "closing", Bye): "gone",
+    # what the conductor may say to a member
+    ("conductor", "connected", Hello): "joined",
+    ("conductor", "joined", Welcome): "running",
+    ("conductor", "running", Turn): "running",
+    ("conductor", "running", Forward): "running",
+    ("conductor", "running", Backward): "running",
+    ("conductor", "running", Report): "running",
+    ("conductor", "running", Bye): "gone",
+}

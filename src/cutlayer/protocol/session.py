@@ -1,0 +1,345 @@
+"""The session: one party's view of the run. Events in, actions out; no torch, no sockets, no clock, no disk.
+
+It knows who may speak (`rules.MOVES`), whose turn it is (the plan's schedule, which every party runs), and hands each
+ticket to `traffic`. Whatever a peer sends is refused, by the name of a rule, before its payload is decoded.
+"""
+
+from collections.abc import Iterator
+
+from cutlayer.errors import (
+    ChannelClosed,
+    ChannelTimeout,
+    CutlayerError,
+    PeerStopped,
+    RemoteProtocolError,
+)
+from cutlayer.plan.batches import step_count
+from cutlayer.plan.plan import Plan
+from cutlayer.plan.schedule import SCHEDULES, Course, Work
+from cutlayer.protocol.events import (
+    Action,
+    Broke,
+    Connected,
+    Done,
+    Drop,
+    Event,
+    Fail,
+    Lost,
+    Ran,
+    Received,
+    Send,
+    Tell,
+    Tick,
+)
+from cutlayer.protocol.messages import (
+    VERSION,
+    Backward,
+    Bye,
+    Forward,
+    Hello,
+    Refuse,
+    Report,
+    Rows,
+    Turn,
+    Welcome,
+)
+from cutlayer.protocol.rules import MOVES
+from cutlayer.protocol.traffic import Traffic
+from cutlayer.protocol.turns import OpenTurn
+
+
+class Session:
+    """Party `me` in a run of `plan`, bringing `rows`. `feed` it events, carry out the actions in order."""
+
+    def __init__(self, plan: Plan, me: str, rows: Rows = Rows()) -> None:  # noqa: B008 (frozen)
+        self.plan, self.me, self.rows = plan, me, rows
+        self.limits = plan.terms.limits
+        self.conducts = plan.conductor == me
+        self.peers = tuple(name for name in plan.terms.parties if name != me) if self.conducts else (plan.conductor,)
+        self.members: dict[str, Rows] = {}
+        self.states: dict[str, str] = {}
+        self.over = False
+        self._traffic = Traffic(plan, me)
+        self._schedule: Iterator[tuple[int, Work]] = iter(())
+        self._schedule_begun = False
+        self._opened = -1
+        self._granted: dict[int, OpenTurn] = {}
+        self._unreported: dict[int, set[str]] = {}
+        """Conductor: who has not reported each granted turn."""
+        self._awaited: set[tuple[str, int]] = set()
+        """Member: the losses of my rows that others hold, by holder and turn."""
+        self._heard: dict[int, OpenTurn] = {}
+
+    def feed(self, event: Event) -> list[Action]:
+        """What to do about an event. Never raises for what a peer did: that becomes `Send(Refuse)` and `Fail`."""
+        if self.over:
+            return []
+        try:
+            self._handle(event)
+        except RemoteProtocolError as error:
+            self._refuse(error)
+        except CutlayerError as error:
+            self._fail(error)
+        actions, self._traffic.out = self._traffic.out, []
+        return actions
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Ran():
+                self._traffic.ran(event)
+                self._settle()
+            case Received():
+                self._received(event)
+            case Connected():
+                self.states[event.peer] = "connected"
+                self._send(event.peer, Hello(VERSION, self.plan.digest, self.me, self.rows))
+            case Lost():
+                self._lost(event)
+            case Tick():
+                self._check_patience(event.waited_s)
+            case Broke():
+                raise event.error
+
+    # ------------------------------------------------------------------ messages
+
+    def _received(self, event: Received) -> None:
+        peer, message = event.peer, event.message
+        if isinstance(message, Refuse):
+            raise PeerStopped(f"{peer} refused a message of ours by the rule {message.rule!r}: {message.detail}")
+        if isinstance(message, Bye) and message.reason:
+            self.states[peer] = "gone"
+            raise PeerStopped(f"{peer} ended the run: {message.reason}")
+        kinship = "conductor" if peer == self.plan.conductor else "member"
+        state = self.states.get(peer, "absent")
+        following = MOVES.get((kinship, state, type(message)))
+        if following is None:
+            raise RemoteProtocolError("out-of-order", peer, f"{type(message).__name__} from a peer that is {state}")
+        match message:
+            case Forward():
+                self._traffic.forward(peer, message, event.payload)
+            case Backward():
+                self._traffic.backward(peer, message, event.payload)
+            case Hello() | Welcome() | Turn() | Report() | Bye():
+                self._governed(peer, message)
+                self.states[peer] = following
+                self._progress()
+
+    def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Bye) -> None:
+        match message:
+            case Turn():
+                self._turn(peer, message)
+            case Report():
+                self._report(peer, message)
+            case Hello():
+                self._hello(peer, message)
+            case Welcome():
+                self._welcome(peer, message)
+            case Bye():
+                self._bye(peer)
+
+    def _hello(self, peer: str, hello: Hello) -> None:
+        if hello.version != VERSION:
+            raise RemoteProtocolError("wrong-version", peer, f"it speaks {hello.version}, we speak {VERSION}")
+        if hello.party != peer:
+            raise RemoteProtocolError("wrong-name", peer, f"it calls itself {hello.party!r}")
+        if hello.plan != self.plan.digest:
+            detail = f"its plan is {hello.plan[:12]}…, ours {self.plan.digest[:12]}…: exchange plan.toml and its files"
+            raise RemoteProtocolError("wrong-plan", peer, detail)
+        if self.conducts:
+            self.members[peer] = hello.rows
+
+    def _welcome(self, peer: str, welcome: Welcome) -> None:
+        if set(welcome.members) != set(self.plan.terms.parties) or welcome.members[self.me] != self.rows:
+            raise RemoteProtocolError("wrong-rows", peer, "its members are not the plan's, or our rows not ours")
+        self.members = welcome.members
+        self._begin_schedule()
+
+    def _turn(self, peer: str, turn: Turn) -> None:
+        while self._opened < turn.number and (opened := self._open_next()) is not None:
+            if opened.number == turn.number and opened.message() == turn and self._takes_part(self.me, opened):
+                opened.granted = True
+                self._traffic.begin()
+                return
+        raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
+
+    def _report(self, peer: str, report: Report) -> None:
+        if self.conducts:
+            turn = self._granted.get(report.turn)
+            if turn is None or peer not in self._unreported[report.turn]:
+                raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} is not open, or was reported")
+            if set(report.sums) != {owner for owner in turn.work.parties if self._holds_loss(peer, owner)}:
+                raise RemoteProtocolError("wrong-report", peer, f"losses of {sorted(report.sums)} are not its to tell")
+            self._tell(turn, report.sums)
+            self._unreported[report.turn].discard(peer)
+        elif (peer, report.turn) in self._awaited and set(report.sums) == {self.me}:
+            self._awaited.discard((peer, report.turn))
+            self._tell(self._heard.pop(report.turn), report.sums)
+        else:
+            raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} was reported, or is not ours")
+
+    def _bye(self, peer: str) -> None:
+        if not self.conducts:
+            if self._traffic.turns or self._awaited or self._open_next() is not None:
+                raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
+            self._send(peer, Bye())
+
+    # ------------------------------------------------------------------ turns
+
+    def _begin_schedule(self) -> None:
+        terms = self.plan.terms
+        clients = terms.filling("client")
+        course = Course(
+            train_rows={name: self.members[name].train for name in clients},
+            held_out_rows={name: self.members[name].held_out for name in clients},
+            rounds=terms.training.rounds,
+            batch_size=terms.training.batch_size,
+            drop_last=terms.training.drop_last,
+            turn=terms.turn,
+        )
+        self._schedule = enumerate(SCHEDULES[terms.schedule].turns(course))
+        self._schedule_begun = True
+
+    def _open_next(self) -> OpenTurn | None:
+        """Take the schedule's next turn; where I take part, its tickets may come from now on."""
+        number, work = next(self._schedule, (None, None))
+        if number is None or work is None:
+            return None
+        self._opened = number
+        turn = OpenTurn(number, work, self.members, self.plan.terms.training)
+        if self._takes_part(self.me, turn):
+            self._traffic.open(turn)
+            if self.me in turn.steps and not self.conducts:
+                for holder in self._loss_holders(self.me) - {self.me}:
+                    self._awaited.add((holder, number))
+                    self._heard[number] = turn
+        return turn
+
+    def _progress(self) -> None:
+        """What has become possible: to welcome all, to grant the next turn, to end the run."""
+        if self.conducts and not self._schedule_begun and self._all_are("joined"):
+            self.members = {name: self.members.get(name, self.rows) for name in self.plan.terms.parties}
+            for peer in self.peers:
+                self._send(peer, Welcome(self.members))
+                self.states[peer] = "running"
+            self._begin_schedule()
+        if self.conducts and self._schedule_begun:
+            self._grant()
+        if self.states and self._all_are("gone"):
+            self.over = True
+            self._traffic.out.append(Done())
+
+    def _all_are(self, state: str) -> bool:
+        return all(self.states.get(peer) == state for peer in self.peers)
+
+    def _grant(self) -> None:
+        """Conductor: close the turns that all have reported, grant the next ones, say goodbye after the last."""
+        for number in [number for number, parties in self._unreported.items() if not parties]:
+            del self._unreported[number], self._granted[number]
+        while len(self._unreported) < self.limits.turns_ahead and (turn := self._open_next()) is not None:
+            participants = {name for name in self.plan.terms.parties if self._takes_part(name, turn)}
+            self._unreported[turn.number] = participants
+            self._granted[turn.number] = turn
+            turn.granted = True
+            for peer in self.peers:
+                if peer in participants:
+                    self._send(peer, turn.message())
+            self._traffic.begin()
+        if not self._unreported and self._all_are("running"):
+            for peer in self.peers:
+                self._send(peer, Bye())
+                self.states[peer] = "closing"
+
+    def _settle(self) -> None:
+        """Report the turns in which my part is done."""
+        while self._traffic.finished:
+            turn = self._traffic.finished.pop(0)
+            if turn.sums:
+                self._tell(turn, turn.sums)
+            if self.conducts:
+                self._unreported[turn.number].discard(self.me)
+                for peer in self.peers:
+                    if peer in turn.sums:
+                        self._send(peer, Report(turn.number, {peer: turn.sums[peer]}))
+                self._grant()
+            else:
+                self._send(self.plan.conductor, Report(turn.number, turn.sums))
+            self._traffic.begin()
+
+    def _takes_part(self, party: str, turn: OpenTurn) -> bool:
+        return any(party in self._traffic.route(owner).parties for owner in turn.work.parties)
+
+    def _loss_holders(self, owner: str) -> set[str]:
+        route = self._traffic.route(owner)
+        return {route.party_of[name] for name in route.losses}
+
+    def _holds_loss(self, party: str, owner: str) -> bool:
+        return party in self._loss_holders(owner)
+
+    def _tell(self, turn: OpenTurn, sums: dict[str, dict[str, float]]) -> None:
+        self._traffic.out.append(Tell(turn.number, turn.purpose, turn.work.round, sums))
+
+    # ------------------------------------------------------------------ when things go wrong
+
+    def _send(self, peer: str, message: Hello | Welcome | Turn | Report | Bye | Refuse) -> None:
+        self._traffic.out.append(Send(peer, message))
+
+    def _refuse(self, error: RemoteProtocolError) -> None:
+        """Before the run a stranger is sent away and the others wait on; in the run the run ends."""
+        self._traffic.out = [Send(error.peer, Refuse(error.rule, error.detail))]
+        if self.conducts and not self._schedule_begun:
+            self.states.pop(error.peer, None)
+            self.members.pop(error.peer, None)
+            self._traffic.out.append(Drop(error.peer))
+        else:
+            self.states.pop(error.peer, None)
+            self._fail(error)
+
+    def _fail(self, error: CutlayerError) -> None:
+        self.over = True
+        for peer, state in self.states.items():
+            if state != "gone":
+                self._send(peer, Bye(reason=str(error)[:4096] or type(error).__name__))
+        self._traffic.out.append(Fail(error))
+
+    def _lost(self, event: Lost) -> None:
+        state = self.states.pop(event.peer, "gone")
+        if state in {"gone", "closing"}:
+            self.states[event.peer] = "gone"
+            self._progress()
+            return
+        if self.conducts and not self._schedule_begun:
+            self.members.pop(event.peer, None)
+            return
+        raise ChannelClosed(f"{event.peer} is lost: {event.reason}")
+
+    def _check_patience(self, waited_s: float) -> None:
+        if not self._schedule_begun:
+            limit_s = self.limits.join_timeout_s
+        elif self._traffic.turns or self.conducts:
+            limit_s = self.limits.progress_timeout_s
+        else:
+            limit_s = self.limits.turn_timeout_s
+        if waited_s > limit_s:
+            raise ChannelTimeout(f"waited {waited_s:.0f} s for {self.waiting_for()}")
+
+    # ------------------------------------------------------------------ what a person may ask
+
+    def first_segment(self, owner: str) -> str | None:
+        """The first of my segments that `owner`'s rows meet: on the way back the last to step."""
+        return next(iter(self._traffic.route(owner).segments), None)
+
+    def total_steps(self, owner: str) -> int:
+        """Training steps on `owner`'s rows in the whole run."""
+        training = self.plan.terms.training
+        per_round = step_count(self.members[owner].train, training.batch_size, drop_last=training.drop_last)
+        return training.rounds * per_round
+
+    def waiting_for(self) -> str:
+        """What this party is waiting for, for a person."""
+        if not self._schedule_begun:
+            missing = [peer for peer in self.peers if self.states.get(peer) != "joined"]
+            return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
+        owing = {name for parties in self._unreported.values() for name in parties} - {self.me}
+        if self.conducts:
+            return f"{', '.join(sorted(owing or self.peers))} to answer"
+        return f"{self.peers[0]} to answer" if self._traffic.turns else f"{self.peers[0]} to grant a turn"

@@ -1,0 +1,82 @@
+"""A turn that is open at a party: whose rows, which step is due, which tickets are in flight."""
+
+from dataclasses import dataclass, field
+
+from cutlayer.plan.batches import Batch, micro_batches, step_count
+from cutlayer.plan.plan import Training
+from cutlayer.plan.schedule import Train, Work
+from cutlayer.protocol.events import Value
+from cutlayer.protocol.messages import Purpose, Rows, Ticket, Turn
+
+
+@dataclass(slots=True)
+class Flight:
+    """One ticket at one party: what has arrived for each node, and how far it has got."""
+
+    batch: Batch
+    inputs: dict[str, dict[str, Value]] = field(default_factory=dict)
+    grads: dict[str, dict[str, Value]] = field(default_factory=dict)
+    seen: set[tuple[str, str]] = field(default_factory=set)
+    """(edge, "forward" | "backward") that arrived, and (node, "forward") that ran."""
+    normaliser: float = 0.0
+
+
+class OpenTurn:
+    """What a party keeps about a turn, from its opening until its own part in it is done."""
+
+    def __init__(self, number: int, work: Work, members: dict[str, Rows], training: Training) -> None:
+        self.number = number
+        self.work = work
+        self.purpose: Purpose = "train" if isinstance(work, Train) else "eval"
+        self._members = members
+        self._training = training
+        self.steps = {owner: self._steps(owner) for owner in work.parties}
+        self.due = dict.fromkeys(work.parties, 0)
+        """The step that each owner's training tickets belong to."""
+        self.begun = 0
+        """Steps that this party has begun on its own rows."""
+        self.flights: dict[Ticket, Flight] = {}
+        self.finished: set[Ticket] = set()
+        """Evaluation tickets that are through; training tickets are known by their step."""
+        self.granted = False
+        self.replicas_left = 0
+        """Replicas of mine that have not finished this turn."""
+        self.step_left = 0
+        """Replicas of mine that have not finished the step that is due."""
+        self.sums: dict[str, dict[str, float]] = {}
+
+    def _steps(self, owner: str) -> int:
+        if isinstance(self.work, Train):
+            return self.work.steps
+        return step_count(self._members[owner].held_out, self._training.batch_size)
+
+    def message(self) -> Turn:
+        """What the conductor sends for this turn, and what a member expects to hear."""
+        return Turn(number=self.number, work=self.purpose, parties=self.work.parties, steps=sum(self.steps.values()))
+
+    def tickets(self, owner: str, step: int) -> list[Ticket]:
+        """The tickets of one step, in order."""
+        parts = range(len(self._parts(owner, step)))
+        return [Ticket(self.number, owner, step, micro, self.purpose) for micro in parts]
+
+    def batch(self, ticket: Ticket) -> Batch | None:
+        """The rows that a ticket takes, or None if there is no such ticket in this turn."""
+        if ticket.purpose != self.purpose or ticket.step >= self.steps.get(ticket.owner, 0):
+            return None
+        parts = self._parts(ticket.owner, ticket.step)
+        if ticket.micro >= len(parts):
+            return None
+        return Batch(self.work.round, *parts[ticket.micro], held_out=self.purpose == "eval")
+
+    def _parts(self, owner: str, step: int) -> list[tuple[int, int]]:
+        rows, training = self._members[owner], self._training
+        if isinstance(self.work, Train):
+            first = self.work.first + step
+            return micro_batches(rows.train, training.batch_size, first, micros=training.micro_batches)
+        return micro_batches(rows.held_out, training.batch_size, step)
+
+    def add(self, owner: str, sums: dict[str, float]) -> None:
+        """Add a ticket's losses and counts to its owner's."""
+        total = self.sums.setdefault(owner, {})
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + value

@@ -1,0 +1,111 @@
+"""Messages to frames and back. A frame is a prelude, a header and a body:
+
+    4 bytes   magic and wire version
+    4 bytes   header length        unsigned, big endian
+    8 bytes   body length          unsigned, big endian
+    header    msgpack, one of `messages.Message | messages.Control`
+    body      the tensors' raw bytes, little endian, each padded to 64 bytes
+
+Both lengths are checked against limits before anything is allocated; the body's length must be what the header's
+tensors add up to. Nothing here is executed, looked up or instantiated by a name that a peer sent.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from cutlayer.errors import FrameRefused
+from cutlayer.plan.tensors import TensorShape
+from cutlayer.protocol.messages import Backward, Control, Forward, Message
+
+MAGIC = b"CUT\x01"
+ALIGNMENT = 64
+_PRELUDE = struct.Struct("!4sIQ")
+PRELUDE_BYTES = _PRELUDE.size
+_PADDING = memoryview(bytes(ALIGNMENT))
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message | Control)
+
+Payload = Sequence[memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a channel carries: a header and the body's parts, to be laid down one after another.
+
+    A sent frame has a part per tensor (and paddings); a received one has a single part: one contiguous buffer,
+    64-byte aligned, that stays valid as long as anything refers to it.
+    """
+
+    header: bytes
+    parts: tuple[memoryview, ...] = ()
+
+    @property
+    def body_bytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes on the wire, prelude included (before TLS)."""
+        return PRELUDE_BYTES + len(self.header) + self.body_bytes
+
+    def prelude(self) -> bytes:
+        return _PRELUDE.pack(MAGIC, len(self.header), self.body_bytes)
+
+
+def read_prelude(data: bytes | memoryview, *, header_limit: int, body_limit: int) -> tuple[int, int]:
+    """Header and body length, both within their limits. Raises `FrameRefused`."""
+    magic, header_bytes, body_bytes = _PRELUDE.unpack(data)
+    if magic != MAGIC:
+        raise FrameRefused(f"the peer sent bytes that are no frame (they start with {bytes(magic)!r})")
+    if header_bytes > header_limit:
+        raise FrameRefused(f"the peer announced a header of {header_bytes:,} bytes; the limit is {header_limit:,}")
+    if body_bytes > body_limit:
+        raise FrameRefused(f"the peer announced a body of {body_bytes:,} bytes; the limit is {body_limit:,}")
+    return header_bytes, body_bytes
+
+
+def encode(message: Message | Control, payload: Payload = ()) -> Frame:
+    """A frame of `message`; `payload` has one contiguous byte view per tensor the message declares."""
+    header = _encoder.encode(message)
+    if not payload:
+        return Frame(header)
+    parts = []
+    for view in payload:
+        parts.append(view)
+        if padding := -view.nbytes % ALIGNMENT:
+            parts.append(_PADDING[:padding])
+    return Frame(header, tuple(parts))
+
+
+def decode(frame: Frame) -> tuple[Message | Control, list[memoryview]]:
+    """The message, and one byte view into the frame's body per tensor. Raises `FrameRefused`."""
+    try:
+        message = _decoder.decode(frame.header)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FrameRefused(f"the peer sent a header that is no message of this protocol: {error}") from error
+    tensors = message.tensors if isinstance(message, Forward | Backward) else ()
+    if frame.body_bytes != body_bytes(tensors):
+        raise FrameRefused(
+            f"the peer sent a body of {frame.body_bytes:,} bytes under a header that declares {body_bytes(tensors):,}"
+        )
+    if not tensors:
+        return message, []
+    (body,) = frame.parts
+    views, start = [], 0
+    for tensor in tensors:
+        views.append(body[start : start + tensor.nbytes])
+        start += padded(tensor.nbytes)
+    return message, views
+
+
+def body_bytes(tensors: Sequence[TensorShape]) -> int:
+    """The length of a body that carries these tensors."""
+    return sum(padded(tensor.nbytes) for tensor in tensors)
+
+
+def padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
