@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from cutlayer.data.loader import Loader
 from cutlayer.errors import CutlayerError, DataError, LocalProtocolError, PeerStopped, PlanError
 from cutlayer.model.merge import merge
 from cutlayer.observe.facts import Observer, Scored
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.party import Party
+from cutlayer.party.run import make_loader
 from cutlayer.plan.plan import InputTerms, Method, ModelTerms, Option, PartyTerms, Terms, Training
 from cutlayer.plan.schedule import TurnUnit
 from cutlayer.protocol.route import Route, largest_body_bytes
@@ -175,7 +175,7 @@ def simulate_plan(
                 name,
                 parts=agreement.parts,
                 secret=secrets[name],
-                loader=make_loader(agreement, name, data, held_out or {}, secrets[name]),
+                loader=make_loader(agreement, name, data.get(name), (held_out or {}).get(name), secrets[name]),
                 observers=(meters[name], *observers),
                 device=device,
             )
@@ -183,26 +183,6 @@ def simulate_plan(
         }
         _drive(parties, delivery)
     return Result(agreement=agreement, parties=parties, meters=meters)
-
-
-def make_loader(
-    agreement: Agreement, party: str, data: Mapping[str, Data], held_out: Mapping[str, Data], secret: bytes
-) -> Loader | None:
-    """A client's rows as the plan wants them; None for a party that brings none. Raises `DataError`."""
-    plan = agreement.plan
-    if party not in plan.terms.filling("client"):
-        return None
-    if party not in data:
-        raise DataError(f"{party} is a client of the plan, but no data is given for it")
-    return Loader(
-        data[party],
-        inputs=agreement.inputs,
-        labels=agreement.labels,
-        secret=secret,
-        shuffle=plan.terms.training.shuffle,
-        held_out=held_out.get(party, plan.terms.training.held_out),
-        classes=plan.contents.classes or None,
-    )
 
 
 def _drive(parties: Mapping[str, Party], delivery: random.Random | None) -> None:

@@ -175,11 +175,11 @@ class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.fc2, self.fc3 = nn.Linear(6, 5), nn.Linear(3, 5), nn.Linear(5, 5)
-        self.side, self.fc4 = nn.Linear(5, 5), nn.Linear(5, 2)
+        self.side, self.fc4, self.fc5 = nn.Linear(5, 5), nn.Linear(5, 4), nn.Linear(4, 2)
         self.spare = nn.BatchNorm1d(5)
         self.register_buffer("counter", torch.zeros(()))
         self.register_buffer("scale", torch.tensor(2.0), persistent=False)
-        self.fc4.register_parameter("unused", nn.Parameter(torch.ones(2)))
+        self.fc5.register_parameter("unused", nn.Parameter(torch.ones(2)))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         self.counter.add_(1)
@@ -191,7 +191,7 @@ class InPlace(nn.Module):
         z = self.side(before) + y
         z.mul_(0.5)
         z[:, 1:].add_(1.0)
-        return self.fc4(z.tanh())  # type: ignore[no-any-return]
+        return self.fc5(self.fc4(z.tanh()))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ CASES = {
     "in place": Case(
         InPlace,
         lambda: (torch.randn(3, 6), torch.randn(3, 3)),
-        {"fc1": "raw input 'b'", "fc2": "raw input", "fc4": LAST, "spare": "never called"},
+        {"fc1": "raw input 'b'", "fc2": "raw input", "fc5": LAST, "spare": "never called"},
     ),
 }
 
@@ -273,7 +273,7 @@ def split_step(parts: Sequence[nn.Module], inputs: Tensors) -> Tensors:
         leaves = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in tensors)
         tensors = as_tuple(part(*leaves))
         sent.append((leaves, tensors))
-    loss(tensors).backward()
+    torch.autograd.backward(loss(tensors))
     for (above, _), (_, below) in zip(sent[:0:-1], sent[-2::-1], strict=True):
         pairs = [(out, leaf.grad) for out, leaf in zip(below, above, strict=True) if leaf.grad is not None]
         torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
@@ -292,7 +292,7 @@ def assert_equal_step(model: nn.Module, at: Sequence[str], inputs: Tensors, *, t
         module.train(training)
     torch.manual_seed(2)
     wanted = as_tuple(whole(*inputs))
-    loss(wanted).backward()
+    torch.autograd.backward(loss(wanted))
     torch.manual_seed(2)
     torch.testing.assert_close(split_step(list(parts.values()), inputs), wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradients(model), gradients(whole), rtol=0, atol=1e-12)
@@ -316,12 +316,12 @@ def assert_equal_at_pairs(case: Case, most: int) -> None:
     model, inputs = made(case)
     possible = list(combinations([layer for layer in layers(model) if layer not in case.refused], 2))
     equal = 0
-    for pair in Random(3).sample(possible, min(most, len(possible))):
+    for pair in Random(3).sample(possible, min(most, len(possible))):  # noqa: S311
         try:
             assert_equal_step(model, pair, inputs, training=True)
             equal += 1
         except CutError as error:
-            assert re.search("out of order|does not depend|no parameters", str(error)), pair  # noqa: PT017
+            assert re.search("out of order|does not depend|no parameters", str(error)), pair
     assert equal
 
 
@@ -332,8 +332,8 @@ def test_three_parts_equal_the_uncut_model_at_some_pairs_of_cuts(name: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_three_parts_equal_the_uncut_model_at_every_pair_of_cuts(name: str) -> None:
-    assert_equal_at_pairs(CASES[name], 10_000)
+def test_three_parts_equal_the_uncut_model_at_many_pairs_of_cuts(name: str) -> None:
+    assert_equal_at_pairs(CASES[name], 100)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -356,8 +356,7 @@ def test_copies_of_the_parts_share_nothing_and_merge_to_the_uncut_model(name: st
     parts = cut(model, layer, ("bottom", "top"))
     copies = copy.deepcopy(parts)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    torch.manual_seed(2)
-    out = split_step(list(copies.values()), inputs)
+    split_step(list(copies.values()), inputs)
     with torch.no_grad():
         for tensor in (t for part in copies.values() for t in (*part.parameters(), *part.buffers())):
             tensor.add_(1)
@@ -366,80 +365,3 @@ def test_copies_of_the_parts_share_nothing_and_merge_to_the_uncut_model(name: st
     trained = {key: value for part in copies.values() for key, value in part.state_dict().items()}
     for given in (copies.values(), [part.state_dict() for part in copies.values()]):
         torch.testing.assert_close(dict(merge(model, given).state_dict()), trained, rtol=0, atol=0)
-    torch.manual_seed(2)
-    torch.testing.assert_close(split_step(list(parts.values()), inputs), wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(gradients(model), gradients(whole), rtol=0, atol=1e-12)
-    torch.testing.assert_close(dict(model.named_buffers()), dict(whole.named_buffers()), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", CASES)
-def test_parts_equal_the_uncut_model_at_every_cut(name: str, training: bool) -> None:
-    case = CASES[name]
-    model, inputs = made(case)
-    for layer in layers(model):
-        if layer in case.refused:
-            with pytest.raises(CutError, match=case.refused[layer]):
-                cut(model, layer, ("bottom", "top"))
-        else:
-            assert_equal_step(model, [layer], inputs, training=training)
-
-
-def assert_equal_at_pairs(case: Case, most: int) -> None:
-    model, inputs = made(case)
-    possible = list(combinations([layer for layer in layers(model) if layer not in case.refused], 2))
-    equal = 0
-    for pair in Random(3).sample(possible, min(most, len(possible))):
-        try:
-            assert_equal_step(model, pair, inputs, training=True)
-            equal += 1
-        except CutError as error:
-            assert re.search("out of order|does not depend|no parameters", str(error)), pair  # noqa: PT017
-    assert equal
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_three_parts_equal_the_uncut_model_at_some_pairs_of_cuts(name: str) -> None:
-    assert_equal_at_pairs(CASES[name], 8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_three_parts_equal_the_uncut_model_at_every_pair_of_cuts(name: str) -> None:
-    assert_equal_at_pairs(CASES[name], 10_000)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_states_of_the_parts_add_up_to_the_models_at_every_cut(name: str) -> None:
-    model, _ = made(CASES[name])
-    own = dict(model.named_parameters()) | dict(model.named_buffers())
-    for layer in layers(model):
-        if layer not in CASES[name].refused:
-            parts = cut(model, layer, ("bottom", "top")).values()
-            assert sorted(key for part in parts for key in part.state_dict()) == sorted(model.state_dict())
-            held = {n: t for part in parts for n, t in (*part.named_parameters(), *part.named_buffers())}
-            assert all(held[n] is t for n, t in own.items())
-            assert all(part.training for part in parts)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_copies_of_the_parts_share_nothing_and_merge_to_the_uncut_model(name: str) -> None:
-    model, inputs = made(CASES[name])
-    layer = next(layer for layer in layers(model) if layer not in CASES[name].refused)
-    parts = cut(model, layer, ("bottom", "top"))
-    copies = copy.deepcopy(parts)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    torch.manual_seed(2)
-    out = split_step(list(copies.values()), inputs)
-    with torch.no_grad():
-        for tensor in (t for part in copies.values() for t in (*part.parameters(), *part.buffers())):
-            tensor.add_(1)
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
-    assert all(p.grad is None for p in model.parameters())
-    merged = merge(model, copies.values())
-    expected = copy.deepcopy(model)
-    with torch.no_grad():
-        for (_, tensor), (_, trained) in zip(expected.state_dict().items(), merged.state_dict().items(), strict=True):
-            assert tensor.is_floating_point() is False or not torch.equal(tensor, trained)
-    torch.manual_seed(2)
-    torch.testing.assert_close(split_step(list(parts.values()), inputs), out, rtol=0, atol=0)

@@ -54,6 +54,10 @@ class Meter:
         crossing.payload_bytes += fact.payload_bytes
         crossing.frame_bytes += fact.frame_bytes
 
+    def last_scores(self) -> dict[str, dict[str, float]]:
+        """The last evaluation on each owner's held-out rows."""
+        return {score.owner: dict(score.metrics) for score in self.history if score.purpose == "eval"}
+
     def raw_rows_sent(self, kind: str) -> int:
         """How many rows of raw data of a kind (`"rows"`, `"labels"`) left this party: counted, not assumed."""
         return sum(c.rows for c in self.crossings.values() if c.sent and c.carries == kind)

@@ -7,13 +7,16 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from cutlayer.errors import ChannelError, RunError
-from cutlayer.observe.facts import Spent
+from cutlayer.observe.facts import Noticed, Spent
 from cutlayer.party.party import Party
 from cutlayer.protocol.events import Broke, Lost, Tick
 from cutlayer.protocol.route import largest_body_bytes
 from cutlayer.protocol.wire import Frame
 from cutlayer.transport.channel import Channel
-from cutlayer.transport.listener import Listener
+from cutlayer.transport.listener import Listener, Refusal
+
+Item = Channel | Lost | Noticed | tuple[str, Frame]
+"""What threads put into the inbox: a new link, a lost one, a word for the observers, a frame from a peer."""
 
 TICK_S = 1.0
 CLOSE_TIMEOUT_S = 5.0
@@ -25,7 +28,7 @@ class Loop:
     def __init__(self, party: Party) -> None:
         self._party = party
         self._limit_bytes = largest_body_bytes(party.plan)
-        self._inbox: SimpleQueue[Channel | Lost | tuple[str, Frame]] = SimpleQueue()
+        self._inbox: SimpleQueue[Item] = SimpleQueue()
         self._room: dict[str, threading.Semaphore] = {}
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
@@ -46,6 +49,11 @@ class Loop:
         if self._party.error is not None:
             raise self._party.error
 
+    def refused(self, refusal: Refusal) -> None:
+        """A stranger was not let in: tell the observers, from the party's own thread."""
+        sentence = f"refused a connection from {refusal.address}: {refusal.reason}"
+        self._inbox.put(Noticed(party=self._party.name, sentence=sentence))
+
     def _drive(self) -> None:
         heard = time.monotonic()
         while not self._party.over:
@@ -59,9 +67,11 @@ class Loop:
             self._handle(item)
             heard = time.monotonic()
 
-    def _handle(self, item: Channel | Lost | tuple[str, Frame]) -> None:
+    def _handle(self, item: Item) -> None:
         if isinstance(item, Lost):
             self._party.feed(item)
+        elif isinstance(item, Noticed):
+            self._party.tell(item)
         elif isinstance(item, tuple):
             peer, frame = item
             self._party.deliver(peer, frame)

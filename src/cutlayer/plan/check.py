@@ -4,11 +4,14 @@ import re
 from collections.abc import Iterator
 
 from cutlayer.plan.document import nearest
-from cutlayer.plan.plan import FORMAT, Terms
+from cutlayer.plan.plan import FORMAT, PartyTerms, Terms
 from cutlayer.plan.schedule import LEGAL, SCHEDULES
 from cutlayer.plan.topology import TOPOLOGIES
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+PIN = re.compile(r"[0-9a-f]{64}")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):[0-9]{1,5}")
 
 
 def faults(terms: Terms) -> list[str]:
@@ -41,9 +44,8 @@ def _topology(terms: Terms) -> Iterator[str]:
 
 
 def _parties(terms: Terms) -> Iterator[str]:
-    for name in terms.parties:
-        if not DNS_LABEL.fullmatch(name):
-            yield f"parties.{name}: a party's name is a DNS label: small letters, digits and inner hyphens, at most 63"
+    for name, party in terms.parties.items():
+        yield from _party(name, party)
     if terms.topology not in TOPOLOGIES:
         return
     roles = TOPOLOGIES[terms.topology]().roles
@@ -53,6 +55,15 @@ def _parties(terms: Terms) -> Iterator[str]:
     if "client" in roles and not terms.filling("client"):
         yield 'no party has role = "client": at least one must bring rows'
     yield from _server(terms)
+
+
+def _party(name: str, party: PartyTerms) -> Iterator[str]:
+    if not DNS_LABEL.fullmatch(name):
+        yield f"parties.{name}: a party's name is a DNS label: small letters, digits and inner hyphens, at most 63"
+    if party.key and not PIN.fullmatch(party.key):
+        yield f"parties.{name}.key: 64 hexadecimal digits, as `cutlayer keys sign` prints them"
+    if party.address and not ADDRESS.fullmatch(party.address):
+        yield f"parties.{name}.address = {party.address!r}: host:port, such as lab.example.org:7443"
 
 
 def _server(terms: Terms) -> Iterator[str]:

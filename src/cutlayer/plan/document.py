@@ -11,22 +11,28 @@ import msgspec
 from cutlayer.errors import PlanError
 from cutlayer.plan.plan import Method, ModelTerms, PartyTerms, Terms
 
+T = typing.TypeVar("T")
+
 
 def read_terms(text: str) -> Terms:
     """The terms that a plan's text states. Raises `PlanError` with all faults of form, one sentence each."""
+    return read_document(text, Terms, "plan")
+
+
+def read_document(text: str, kind: type[T], what: str) -> T:
+    """A dataclass from the text of a TOML file; `what` it is, for faults. Raises `PlanError` with all of them."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"the plan is not valid TOML: {error}") from error
+        raise PlanError(f"the {what} is not valid TOML: {error}") from error
     faults: list[str] = []
-    terms = _table(document, Terms, "", faults)
+    result = _table(document, kind, "", faults, what)
     if faults:
         raise PlanError(faults)
-    assert isinstance(terms, Terms)
-    return terms
+    return typing.cast(T, result)
 
 
-def _table(table: Any, kind: type, path: str, faults: list[str]) -> Any:
+def _table(table: Any, kind: type, path: str, faults: list[str], what: str = "plan") -> Any:
     """A dataclass from a TOML table; None if anything in it is at fault."""
     if not isinstance(table, dict):
         faults.append(f"[{path}] must be a table of keys")
@@ -34,7 +40,7 @@ def _table(table: Any, kind: type, path: str, faults: list[str]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     before = len(faults)
     for key in table.keys() - fields.keys():
-        faults.append(f"{_at(path, key)} is no key of a plan{nearest(key, fields)}")
+        faults.append(f"{_at(path, key)} is no key of a {what}{nearest(key, fields)}")
     hints = typing.get_type_hints(kind)
     values = {key: _value(table[key], hints[key], _at(path, key), faults) for key in fields if key in table}
     for name, field in fields.items():

@@ -66,7 +66,10 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartyTerms:
-    """One participant: its role, the address at which it listens (servers), and its public key if the plan pins it."""
+    """One participant: its role, the address that others dial (servers only), and its public key if the plan pins it.
+
+    `key` is the SHA-256 of the key in its certificate, in hex: then not even the authority can stand in for it.
+    """
 
     role: str
     address: str = ""
@@ -89,6 +92,11 @@ class Terms:
     seed: int = 0
     conductor: str = ""
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """The public keys that the plan pins, by party."""
+        return {name: party.key for name, party in self.parties.items() if party.key}
 
     def filling(self, role: str) -> tuple[str, ...]:
         """The parties that fill a role, in party order."""

@@ -1,0 +1,76 @@
+"""What is local to a party and nobody else's business: its data, keys, addresses, device. It changes nothing agreed."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cutlayer.errors import PlanError
+from cutlayer.party.agreement import files_digest
+from cutlayer.plan.document import read_document
+from cutlayer.plan.plan import Option
+
+ACCEPTED = Path(".cutlayer") / "accepted.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartyFile:
+    """`party.toml`. Paths are relative to the file's own folder.
+
+    `data` and `held_out` name a CSV file or `package.module:factory`; `features`, `label` and `classes` choose a
+    table's columns; `options` go to the factory.
+    """
+
+    data: str = ""
+    held_out: str = ""
+    features: list[str] | None = None
+    label: str | None = None
+    classes: list[str] | None = None
+    options: dict[str, Option] = field(default_factory=dict)
+    keys: str = "keys"
+    listen: str = ""
+    connect: str = ""
+    device: str = "cpu"
+    threads: int = 0
+    out: str = ""
+
+
+def read_party_file(path: Path) -> PartyFile:
+    """Raises `PlanError` with all faults of the file."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read ({error.strerror}): give the party's own file, or options") from error
+    return read_document(text, PartyFile, "party's file")
+
+
+def accept(plan: Path, digest: str) -> None:
+    """Record, beside the plan, that a person has accepted it: the plan's digest and the digest of its files."""
+    record = plan.resolve().parent / ACCEPTED
+    accepted = _accepted(record)
+    accepted[files_digest(plan)] = {"plan": digest, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    record.parent.mkdir(exist_ok=True)
+    temporary = record.with_suffix(".tmp")
+    temporary.write_text(json.dumps(accepted, indent=2) + "\n")
+    temporary.replace(record)
+
+
+def check_accepted(plan: Path) -> str:
+    """The digest that was accepted for exactly these files. Runs none of them. Raises `PlanError`."""
+    entry = _accepted(plan.resolve().parent / ACCEPTED).get(files_digest(plan))
+    if entry is None:
+        raise PlanError(
+            f"{plan} has not been accepted as it stands (it, its model or its weights are new or have changed): "
+            f"read them, then `cutlayer accept {plan}`"
+        )
+    return entry["plan"]
+
+
+def _accepted(record: Path) -> dict[str, dict[str, str]]:
+    try:
+        entries = json.loads(record.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{record} cannot be read ({error}): remove it and accept the plan again") from error
+    return entries if isinstance(entries, dict) else {}

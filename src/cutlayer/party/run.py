@@ -1,0 +1,157 @@
+"""One party of a run over a network, from its credentials and rows to its report."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cutlayer.data.loader import Loader
+from cutlayer.errors import DataError, PlanError
+from cutlayer.observe.facts import Noticed, Observer
+from cutlayer.observe.meter import Meter
+from cutlayer.party.agreement import Agreement
+from cutlayer.party.loop import Loop
+from cutlayer.party.party import Party
+from cutlayer.party.report import report
+from cutlayer.transport.dialler import dial
+from cutlayer.transport.listener import Listener
+from cutlayer.transport.tls import KeyFiles
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """Where a party is reached or dials, and what it shows. Servers `listen`, clients `connect`.
+
+    Addresses default to the plan's. Without credentials nothing is encrypted: on loopback only, and only if
+    `insecure_plaintext_on_loopback` says so.
+    """
+
+    credentials: KeyFiles | None
+    listen: Address | None = None
+    connect: Address | None = None
+    insecure_plaintext_on_loopback: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished run, as one party saw it."""
+
+    party: Party
+    meter: Meter
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The last evaluation on each party's held-out rows, as far as this party was told."""
+        return self.meter.last_scores()
+
+    def report(self) -> dict[str, Any]:
+        """Metrics, bytes, times, versions and weight digests, ready for JSON."""
+        return report(self.party, self.meter, self.seconds)
+
+    def state(self) -> dict[str, Tensor]:
+        """The parameters and buffers of this party's own segments, by their names in the uncut model."""
+        return {
+            name: tensor.detach().cpu().clone()
+            for segment in self.party.segments.values()
+            for name, tensor in segment.replica.module.state_dict().items()
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write this party's own weights as `weights.safetensors` into a folder; returns the path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target, temporary = folder / "weights.safetensors", folder / "weights.tmp"
+        save_file(self.state(), temporary, metadata={"plan": self.party.plan.digest, "party": self.party.name})
+        temporary.replace(target)
+        return target
+
+
+def run(
+    agreement: Agreement,
+    party: str,
+    network: Network,
+    *,
+    secret: bytes,
+    data: Dataset[Any] | None = None,
+    held_out: Dataset[Any] | None = None,
+    observers: Sequence[Observer] = (),
+    device: str = "cpu",
+) -> Outcome:
+    """Take part in a run as `party` until it has ended. Blocks; call it in the process's main thread.
+
+    A server listens and waits for all clients; a client tries to reach the server for `limits.join_timeout_s`.
+    Raises what ended the run, if it did not end as planned: any `CutlayerError`.
+    """
+    plan, limits = agreement.plan, agreement.plan.terms.limits
+    if party not in plan.terms.parties:
+        raise PlanError(f"{party!r} is no party of the plan; parties are {', '.join(plan.terms.parties)}")
+    loader = make_loader(agreement, party, data, held_out, secret)
+    meter = Meter()
+    member = Party(
+        plan,
+        party,
+        parts=agreement.parts,
+        secret=secret,
+        loader=loader,
+        observers=(meter, *observers),
+        device=device,
+    )
+    loop, start = Loop(member), time.perf_counter()
+    common: dict[str, Any] = {
+        "party": party,
+        "limits": limits,
+        "pins": plan.terms.pins,
+        "insecure_plaintext_on_loopback": network.insecure_plaintext_on_loopback,
+    }
+    with torch.random.fork_rng():
+        if member.session.conducts:
+            address = network.listen or address_of(plan.terms.parties[party].address, party)
+            listener = Listener(
+                address, network.credentials, allowed=member.session.peers, on_refused=loop.refused, **common
+            )
+            member.tell(Noticed(party=party, sentence=f"{party} listens on port {listener.port}"))
+            loop.run(listener=listener)
+        else:
+            server = plan.conductor
+            address = network.connect or address_of(plan.terms.parties[server].address, server)
+            member.tell(Noticed(party=party, sentence=f"{party} dials {server} at {address[0]}:{address[1]}"))
+            loop.run([dial(address, network.credentials, peer=server, **common)])
+    return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start)
+
+
+def make_loader(
+    agreement: Agreement, party: str, data: Dataset[Any] | None, held_out: Dataset[Any] | None, secret: bytes
+) -> Loader | None:
+    """A client's rows as the plan wants them; None for a party that brings none. Raises `DataError`."""
+    plan = agreement.plan
+    if party not in plan.terms.filling("client"):
+        if data is not None:
+            raise DataError(f"{party} is no client of the plan and brings no rows: leave its data out")
+        return None
+    if data is None:
+        raise DataError(f"{party} is a client of the plan, but no data is given for it")
+    return Loader(
+        data,
+        inputs=agreement.inputs,
+        labels=agreement.labels,
+        secret=secret,
+        shuffle=plan.terms.training.shuffle,
+        held_out=plan.terms.training.held_out if held_out is None else held_out,
+        classes=plan.contents.classes or None,
+    )
+
+
+def address_of(text: str, party: str) -> Address:
+    """Host and port of `host:port`. Raises `PlanError`."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise PlanError(f"{text!r} is no address for {party}: write host:port, such as lab.example.org:7443")
+    return host.strip("[]"), int(port)
