@@ -13,6 +13,7 @@ CutlayerError
 │   ├── ChannelTimeout       silence, or no progress, for longer than the limit
 │   └── FrameRefused         too large, or not a frame at all
 └── RunError             the run cannot go on
+    ├── SegmentFailed        the user's own model raised an exception
     ├── PeerStopped          a peer ended the run and said why
     └── Diverged             a loss or a gradient is not finite
 """
@@ -21,7 +22,12 @@ from collections.abc import Iterable
 
 
 class CutlayerError(Exception):
-    """Anything cutlayer raises on purpose. `str(error)` is one sentence for a person."""
+    """Anything cutlayer raises on purpose. `str(error)` is one sentence for the person at this party."""
+
+    @property
+    def told(self) -> str:
+        """What other parties may be told about it: never a value from a party's rows."""
+        return str(self)
 
 
 class PlanError(CutlayerError):
@@ -37,7 +43,11 @@ class CutError(CutlayerError):
 
 
 class DataError(CutlayerError):
-    """A party's rows cannot be used; the message names the file, row and column."""
+    """A party's rows cannot be used; the message names the file, row and column, and may quote a cell."""
+
+    @property
+    def told(self) -> str:
+        return "its rows cannot be used"
 
 
 class CredentialError(CutlayerError):
@@ -78,6 +88,18 @@ class FrameRefused(ChannelError):
 
 class RunError(CutlayerError):
     """The run cannot go on."""
+
+
+class SegmentFailed(RunError):
+    """The user's own model raised an exception; `where` says at which segment, party and ticket."""
+
+    def __init__(self, where: str, cause: Exception) -> None:
+        self.where = where
+        super().__init__(f"{where}: {type(cause).__name__}: {cause}")
+
+    @property
+    def told(self) -> str:
+        return self.where
 
 
 class PeerStopped(RunError):

@@ -274,7 +274,7 @@ def test_a_consumer_that_takes_nothing_is_given_up(connect: Connect) -> None:
 def test_an_idle_link_outlives_the_silence_limit(connect: Connect, helpers: ThreadPoolExecutor) -> None:
     a, b = connect(QUICK)
     waiting = helpers.submit(b.receive, MIB)
-    time.sleep(3 * QUICK.silence_timeout_s)
+    time.sleep(2 * QUICK.silence_timeout_s)
     a.send(Frame(b"late"))
     assert waiting.result(2).header == b"late"
 

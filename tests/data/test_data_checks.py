@@ -149,7 +149,9 @@ def test_labels_of_a_regression_must_be_finite_too() -> None:
     assert "y of row 2 of the dataset (counted from 0) holds nan" in sentence
 
 
-@pytest.mark.parametrize(("labels", "span", "row"), [([0, 1, 3, 5], "0 to 5", 2), ([2, 0, -1, 1], "-1 to 2", 2)])
+@pytest.mark.parametrize(
+    ("labels", "span", "row"), [([0, 1, 3, 5], "0 to 5", 2), ([0, 1, 3, 2], "0 to 3", 2), ([2, 0, -1, 1], "-1 to 2", 2)]
+)
 def test_labels_out_of_range_name_the_range_the_classes_and_the_first_row(
     labels: list[int], span: str, row: int
 ) -> None:

@@ -82,6 +82,13 @@ def test_quotes_blanks_marks_and_line_ends_are_as_other_programs_write_them(writ
     assert len(read_table(write(GOOD.replace(",", ";")), ["age"], "ill", delimiter=";")) == 3
 
 
+def test_a_quoted_text_of_many_lines_is_one_cell_however_long_the_file(write: Write) -> None:
+    note = "a line, of many\n" * 100
+    text = "age,note,ill\n" + "".join(f'{row},"{note}",1\n' for row in range(1500))
+    (x, _) = read_table(write(text), ["age"], "ill").tensors
+    assert x.flatten().tolist() == list(range(1500))
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path / "none.csv", None)
     assert "check that it is a file you may read" in refusal(tmp_path, None)

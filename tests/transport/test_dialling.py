@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cutlayer.errors import ChannelError, ChannelTimeout, CredentialError
+from cutlayer.errors import ChannelTimeout, CredentialError
 from cutlayer.keys import load_credentials, make_request, public_pin, sign_request
 from cutlayer.keys.certificates import Credentials
 from cutlayer.plan.limits import Limits
@@ -108,7 +108,7 @@ def test_a_lab_under_another_name_is_not_trusted(listen: Listen, kit: Path, limi
 
 def test_a_party_outside_the_plan_is_refused(listen: Listen, kit: Path, limits: Limits) -> None:
     listener = listen()
-    with pytest.raises(CredentialError, match="lab does not let visitor in: visitor is none of the parties"):
+    with pytest.raises(CredentialError, match="lab does not let visitor in: 'visitor' is none of the parties"):
         dial_lab(listener.port, kit, limits, party="visitor")
 
 
@@ -129,7 +129,6 @@ def test_an_expired_certificate_is_refused(
     expired = Credentials(
         party=party, key=tmp_path / f"{party}.key", certificate=tmp_path / f"{party}.crt", authority=kit / "ca.crt"
     )
-    time.sleep(1.0)
     if expired_end == "dialler":
         with pytest.raises(CredentialError, match="lab refused our certificate: it has expired"):
             dial(("127.0.0.1", listen().port), expired, party="hospital-a", peer="lab", limits=limits)
@@ -173,7 +172,7 @@ def test_plain_text_on_loopback_takes_names_as_claimed(kit: Path, limits: Limits
         with closing(client), closing(listener.accept(2.0)) as server:
             client.send(Frame(b"x", (memoryview(bytes(200_000)),)))
             assert (server.peer, server.receive(200_000).body_bytes) == ("a", 200_000)
-        with pytest.raises(CredentialError, match="lab answers at .*, not clinic"):
+        with pytest.raises(CredentialError, match=r"lab answers at .*, not clinic"):
             dial(address, None, party="a", peer="clinic", limits=limits, insecure_plaintext_on_loopback=True)
-        with pytest.raises(ChannelError, match="speak TLS"):
-            dial_lab(listener.port, kit, limits)
+        with pytest.raises(ChannelTimeout, match="the connection broke off"):
+            dial_lab(listener.port, kit, limits, give_up_after_s=0.5)

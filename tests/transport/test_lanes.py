@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cutlayer.errors import ChannelClosed, ChannelError, ChannelTimeout, FrameRefused
-from cutlayer.keys import load_credentials
+from cutlayer.keys import load_credentials, make_request, sign_request
 from cutlayer.plan.limits import Limits
 from cutlayer.protocol.wire import MAGIC, Frame
 from cutlayer.transport import Channel, Listener, dial
@@ -100,7 +100,7 @@ def test_an_announced_body_over_the_limit_is_refused_before_it_is_sent(
         channel.receive(10**9)
 
 
-@pytest.mark.parametrize("sent", [5, 16, 20, 30])
+@pytest.mark.parametrize("sent", [5, 20, 30])
 def test_half_a_frame_and_then_silence_is_a_timeout(received: tuple[socket.socket, Channel], sent: int) -> None:
     lane, channel = received
     frame = Frame(b"0123456789", (memoryview(bytes(100_000)),))
@@ -137,6 +137,19 @@ def test_many_frames_in_one_record_are_told_apart(received: tuple[socket.socket,
         assert (got.header, bytes(got.parts[0])) == (frame.header, bytes(frame.parts[0]))
 
 
+def test_a_frame_that_cannot_be_written_whole_ends_the_link(listen: Listen, call: Call) -> None:
+    listener = listen()
+    client = call(listener)
+    with closing(listener.accept(2.0)) as server:
+        scattered = memoryview(bytes(400_000))[::2]
+        with pytest.raises(TypeError):
+            client.send(Frame(b"x", (scattered,)))
+        with pytest.raises(ChannelClosed, match="interrupted in the middle of a frame"):
+            client.send(Frame(b"y"))
+        with pytest.raises(ChannelClosed, match="hospital-a is gone in the middle of a frame"):
+            server.receive(10**6)
+
+
 def test_a_link_is_two_connections_and_peers_are_certified(listen: Listen, call: Call) -> None:
     listener = listen()
     client = call(listener)
@@ -145,7 +158,7 @@ def test_a_link_is_two_connections_and_peers_are_certified(listen: Listen, call:
         assert listener.refused == ()
 
 
-def test_a_party_that_dies_is_gone_and_a_frozen_one_silent(listen: Listen, kit: Path, limits: Limits) -> None:
+def test_a_frozen_party_is_silent(listen: Listen, kit: Path, limits: Limits) -> None:
     listener = listen()
     script = (
         "import sys, time; from pathlib import Path; from cutlayer.keys import load_credentials;"
@@ -160,14 +173,12 @@ def test_a_party_that_dies_is_gone_and_a_frozen_one_silent(listen: Listen, kit: 
             os.kill(process.pid, signal.SIGSTOP)
             with pytest.raises(ChannelTimeout, match=r"hospital-a was silent for 0\.5 s"):
                 channel.receive(0)
-        os.kill(process.pid, signal.SIGCONT)
-        process.kill()
     finally:
         process.kill()
         process.wait()
 
 
-def test_a_killed_party_is_noticed_at_once(listen: Listen, kit: Path, raw: Callable[[Listener], RawCaller]) -> None:
+def test_a_party_that_dies_is_noticed_at_once(listen: Listen, raw: Callable[[Listener], RawCaller]) -> None:
     listener = listen()
     caller = raw(listener)
     caller.open_link()
@@ -192,8 +203,6 @@ def test_lanes_of_different_incarnations_are_not_paired(
 
 
 def test_lanes_of_different_certificates_are_not_paired(listen: Listen, kit: Path, tmp_path: Path) -> None:
-    from cutlayer.keys import make_request, sign_request  # a second certificate of the same party
-
     sign_request(make_request(tmp_path, "hospital-a"), kit / "authority")
     listener = listen()
     with closing(RawCaller(listener, kit)) as first, closing(RawCaller(listener, tmp_path)) as second:

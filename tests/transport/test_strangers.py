@@ -69,7 +69,7 @@ def test_who_stalls_delays_nobody_and_is_turned_away(listen: Listen, kit: Path, 
     with closing(client), closing(listener.accept(2.0)) as channel:
         assert channel.peer == "hospital-a"
     assert time.monotonic() - started < 1.0
-    assert first_refusal(listener).reason == "it did not open a link within 2 s"
+    assert first_refusal(listener).reason == "it did not open a link within 1 s"
     for connection in stalled:
         connection.close()
 

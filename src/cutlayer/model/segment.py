@@ -56,6 +56,7 @@ class ModelSegment:
         self._returns = returns
         self._loss = loss
         self._labels_edge = labels_edge
+        self._device = next(replica.module.parameters()).device
         self._graphs: dict[Ticket, _Graph] = {}
         self._writes_in_place: dict[bool, bool] = {}
 
@@ -65,7 +66,7 @@ class ModelSegment:
         module = self.replica.module
         if module.training != training:
             module.train(training)
-        torch.manual_seed(stream_seed(self._secret, "forward", self.name, ticket.turn, ticket.step, ticket.micro))
+        seed(stream_seed(self._secret, "forward", self.name, ticket.turn, ticket.step, ticket.micro), self._device)
         labels = inputs[self._labels_edge][0] if self._labels_edge else None
         with torch.set_grad_enabled(training):
             leaves = {edge: self._leaves(edge, inputs[edge]) for edge in inputs if edge != self._labels_edge}
@@ -116,6 +117,19 @@ class ModelSegment:
         assert self._loss is not None
         sums = {"loss": total.item(), "normaliser": self._loss.normaliser(labels)}
         return sums if training else sums | self._loss.score(output, labels)
+
+
+def seed(number: int, device: torch.device) -> None:
+    """Set the default random streams of the CPU and of `device` as `torch.manual_seed` does.
+
+    That one also seeds every kind of accelerator there could be, and formats a stack trace for each that nobody has
+    used yet: several milliseconds a call.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(number)
+    elif device.type != "cpu":
+        torch.manual_seed(number)
 
 
 def _wanted(leaf: Tensor) -> bool:

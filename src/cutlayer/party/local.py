@@ -1,7 +1,7 @@
 """What is local to a party and nobody else's business: its data, keys, addresses, device. It changes nothing agreed."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,12 +36,19 @@ class PartyFile:
 
 
 def read_party_file(path: Path) -> PartyFile:
-    """Raises `PlanError` with all faults of the file."""
+    """The file's lines, its paths made relative to where we are. Raises `PlanError` with all faults of the file."""
     try:
         text = path.read_text()
     except OSError as error:
         raise PlanError(f"{path} cannot be read ({error.strerror}): give the party's own file, or options") from error
-    return read_document(text, PartyFile, "party's file")
+    here = read_document(text, PartyFile, "party's file")
+
+    def beside(value: str) -> str:
+        return str(path.parent / value) if value and ":" not in value else value
+
+    return replace(
+        here, data=beside(here.data), held_out=beside(here.held_out), keys=beside(here.keys), out=beside(here.out)
+    )
 
 
 def accept(plan: Path, digest: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
-from cutlayer.errors import ChannelError, CutlayerError, RunError
+from cutlayer.errors import ChannelError, CutlayerError, RunError, SegmentFailed
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
@@ -146,10 +146,10 @@ class Party:
             self._events.append(Broke(error))
         except Exception as error:
             what = action.node if isinstance(action, Run) else action.replica[0]
-            where = f" at {action.ticket}" if isinstance(action, Run) else ""
-            broke = RunError(f"{what} failed at {self.name}{where}: {type(error).__name__}: {error}")
-            broke.__cause__ = error
-            self._events.append(Broke(broke))
+            at = f" at {action.ticket}" if isinstance(action, Run) else ""
+            failed = SegmentFailed(f"{what} of {self.name} failed{at}", error)
+            failed.__cause__ = error
+            self._events.append(Broke(failed))
 
     def _run(self, run: Run) -> None:
         start = time.perf_counter()

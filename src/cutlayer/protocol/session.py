@@ -298,7 +298,7 @@ class Session:
         self.over = True
         for peer, state in self.states.items():
             if state != "gone":
-                self._send(peer, Bye(reason=str(error)[:4096] or type(error).__name__))
+                self._send(peer, Bye(reason=error.told[:4096] or type(error).__name__))
         self._traffic.out.append(Fail(error))
 
     def _lost(self, event: Lost) -> None:

@@ -85,7 +85,7 @@ def decode(frame: Frame) -> tuple[Message | Control, list[memoryview]]:
     """The message, and one byte view into the frame's body per tensor. Raises `FrameRefused`."""
     try:
         message = _decoder.decode(frame.header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameRefused(f"the peer sent a header that is no message of this protocol: {error}") from error
     tensors = message.tensors if isinstance(message, Forward | Backward) else ()
     if frame.body_bytes != body_bytes(tensors):

@@ -17,6 +17,7 @@ from cutlayer.transport.tls import KeyFiles, context_for, dialling_context, misf
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
+SHORTEST_TRY_S = 0.1
 
 _dice = random.SystemRandom()
 
@@ -46,16 +47,16 @@ def dial(
     while True:
         left_s = patience_s - (time.monotonic() - started)
         try:
-            return call.open(Deadline(min(limits.handshake_timeout_s, max(left_s, 0.001))))
+            return call.open(Deadline(min(limits.handshake_timeout_s, max(left_s, SHORTEST_TRY_S))))
         except _PassingError as error:
             reason = str(error)
         left_s = patience_s - (time.monotonic() - started)
-        if left_s <= 0:
+        if left_s <= SHORTEST_TRY_S:
             raise ChannelTimeout(
                 f"{party} tried for {patience_s:g} s to reach {peer} at {address[0]}:{address[1]}; "
                 f"the last attempt ended with: {reason}"
             )
-        time.sleep(min(left_s, pause_s * _dice.uniform(0.5, 1.0)))
+        time.sleep(min(left_s / 2, pause_s * _dice.uniform(0.5, 1.0)))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 

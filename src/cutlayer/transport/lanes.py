@@ -109,6 +109,10 @@ class _SendingLane:
         except (OSError, ValueError) as error:
             self._broken = self._broken or f"{self._peer} is gone"
             raise ChannelClosed(self._broken) from error
+        except BaseException:  # an interrupt, say: half a frame may have left, so nothing may follow it
+            self._broken = self._broken or f"sending to {self._peer} was interrupted in the middle of a frame"
+            wake(self._connection)
+            raise
         self._wrote_at = time.monotonic()
         return nbytes
 
@@ -174,6 +178,10 @@ class _ReceivingLane:
                     pass
             except (FrameRefused, OSError, EOFError, ValueError) as error:
                 raise self._failure(error) from error
+            except BaseException:  # an interrupt, say: what was read of a frame is lost
+                self._broken = self._broken or f"receiving from {self._peer} was interrupted"
+                wake(self._connection)
+                raise
             return frame
 
     def end(self, reason: str) -> None:

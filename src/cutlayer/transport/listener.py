@@ -25,6 +25,7 @@ ACCEPT_POLL_S = 0.5
 ACCEPT_PAUSE_S = 0.05
 ANSWER_S = 1.0
 BACKLOG = 128
+SENTENCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Listener:
             self._meeting.join(self._identify(connection, deadline), deadline)
         except UnwelcomeError as error:
             with suppress(OSError):
-                say(connection, Answer(self._party, str(error), error.passing), Deadline(ANSWER_S))
+                say(connection, Answer(self._party, str(error)[:SENTENCE], error.passing), Deadline(ANSWER_S))
             self._turn_away(connection, address, str(error))
         except ssl.SSLError as error:
             self._turn_away(connection, address, what_failed(error))
@@ -162,7 +163,7 @@ class Listener:
             certificate = connection.getpeercert(binary_form=True) or b""
         opening = hear_opening(connection, deadline)
         if opening.party not in self._allowed:
-            raise UnwelcomeError(f"{opening.party} is none of the parties that {self._party} waits for")
+            raise UnwelcomeError(f"{opening.party!r} is none of the parties that {self._party} waits for")
         if self._context and (fault := misfit(certificate, opening.party, self._pins)):
             raise UnwelcomeError(fault)
         return Half(connection, opening, certificate)

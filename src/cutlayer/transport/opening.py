@@ -86,7 +86,7 @@ def _hear(connection: socket.socket, deadline: Deadline, limit_bytes: int, decod
     header_bytes, _ = read_prelude(prelude, header_limit=limit_bytes, body_limit=0)
     try:
         return decode(_exactly(connection, header_bytes, deadline))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameRefused(f"it opened the connection with no opening of ours ({error})") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cutlayer.errors import CredentialError
@@ -96,8 +97,11 @@ def misfit(certificate: bytes, party: str, pins: Mapping[str, str]) -> str:
 
 
 def public_key_digest(certificate: bytes) -> str:
-    """SHA-256, in hex, of the public key (SubjectPublicKeyInfo) in a DER certificate."""
-    key = x509.load_der_x509_certificate(certificate).public_key()
+    """SHA-256, in hex, of the public key (SubjectPublicKeyInfo) in a DER certificate; "" if it cannot be read."""
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return ""
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
@@ -105,6 +109,8 @@ def what_failed(error: ssl.SSLError) -> str:
     """Half a sentence on the other end's failed handshake, for the end that listens: it …"""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate {_verdict(error)}"
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return "it hung up"
     reason = error.reason or ""
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "it showed no certificate"

@@ -1,0 +1,135 @@
+"""What one process of the benchmark does: train the uncut model, or take part in the split run as one party.
+
+Each trains with one thread, writes its weights into a folder, and sends a `Record` through its pipe.
+"""
+
+import resource
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from cutlayer.keys import load_credentials
+from cutlayer.observe.facts import Fact, Noticed, Progressed
+from cutlayer.party.agreement import Agreement, draft
+from cutlayer.party.memory import keep_freed_memory
+from cutlayer.party.run import Network, run
+from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from workloads import CUT, LR, WORKLOADS, Workload
+
+CLIENT, SERVER = "hospital-a", "lab"
+WARM_UP = 5
+LINK_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What one process measured: seconds of each step after the warm-up, and what it took."""
+
+    step_s: list[float]
+    loss: float
+    """The mean over the last epoch."""
+    peak_mb: float
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of a party's own thread, over all steps, by what they were spent on."""
+    sent_bytes: int = 0
+
+
+# ---------------------------------------------------------------------- the uncut model
+
+
+def train_uncut(name: str, steps: int, folder: Path, pipe: Connection) -> None:
+    """Train the uncut model on the batches of the split run."""
+    torch.set_num_threads(1)
+    workload = WORKLOADS[name]
+    model = workload.model()
+    x, y, epochs = workload.epochs(steps)
+    loss_of = getattr(F, workload.loss)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    losses: list[float] = []
+    ends = []
+    for _ in range(epochs):
+        losses.clear()
+        for at in range(0, len(x), workload.batch):
+            optimizer.zero_grad()
+            loss = loss_of(model(x[at : at + workload.batch]), y[at : at + workload.batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            ends.append(time.perf_counter())
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    pipe.send(Record(step_s=between(ends), loss=sum(losses) / len(losses), peak_mb=peak_mb()))
+
+
+# ---------------------------------------------------------------------- a party of the split run
+
+
+def take_part(name: str, steps: int, folder: Path, party: str, pipe: Connection) -> None:
+    """Take part in the split run on the path of real runs. The server sends its port first; the client is sent it."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    workload = WORKLOADS[name]
+    x, y, epochs = workload.epochs(steps)
+    agreement = agree(workload, x.shape[1:], epochs)
+    ends: list[float] = []
+
+    def observe(fact: Fact) -> None:
+        if isinstance(fact, Progressed):
+            ends.append(time.perf_counter())
+        elif isinstance(fact, Noticed) and "listens on port" in fact.sentence:
+            pipe.send(int(fact.sentence.rpartition(" ")[2]))
+
+    address = ("127.0.0.1", pipe.recv() if party == CLIENT else 0)
+    outcome = run(
+        agreement,
+        party,
+        Network(credentials=load_credentials(folder / "keys", party), listen=address, connect=address),
+        secret=bytes(32),
+        data=TensorDataset(x, y) if party == CLIENT else None,
+        observers=(observe,),
+    )
+    outcome.save(folder / party)
+    pipe.send(
+        Record(
+            step_s=between(ends),
+            loss=outcome.meter.history[-1].metrics["loss"],
+            peak_mb=peak_mb(),
+            stage_s=dict(outcome.meter.seconds),
+            sent_bytes=sum(link.sent_bytes for link in outcome.party.links.values()),
+        )
+    )
+
+
+def agree(workload: Workload, row: torch.Size, epochs: int) -> Agreement:
+    """The plan of the split run: a round is an epoch in natural order, nothing is held out."""
+    terms = Terms(
+        topology="vanilla",
+        schedule="alternating",
+        model=ModelTerms(cut=(CUT,)),
+        input=InputTerms(shape=tuple(row)),
+        training=Training(
+            loss=Method(name=workload.loss),
+            optimizer=Method(name="SGD", options={"lr": LR}),
+            batch_size=workload.batch,
+            rounds=epochs,
+            shuffle=False,
+            held_out=0.0,
+        ),
+        parties={CLIENT: PartyTerms(role="client"), SERVER: PartyTerms(role="server", address="127.0.0.1:7443")},
+    )
+    return draft(terms, workload.model())
+
+
+def between(ends: list[float]) -> list[float]:
+    """Seconds from the end of one step to the end of the next, after the warm-up."""
+    steady = ends[WARM_UP - 1 :]
+    return [stop - start for start, stop in zip(steady, steady[1:], strict=False)]
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

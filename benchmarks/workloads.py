@@ -1,0 +1,105 @@
+"""Three fixed workloads on which every speed figure of the project is taken.
+
+W1  small cut, client-heavy:  28x28 images, two conv blocks | 64x7x7 float32 cut (784 KiB a batch of 64) | two linear layers
+W2  latency-bound:            two towers of 32 columns each, batch 256, 64 KiB a batch; one step is under 1 ms uncut
+W3  bandwidth-bound:          32x32 images, one conv | 64x32x32 float32 cut (16 MiB a batch of 64) | pool, conv, linear
+
+Seeds, shapes, batches and the optimizer (plain SGD) are part of the definition.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+LR = 0.05
+MODEL_SEED = 1
+CUT = "0"
+"""Every model is a Sequential of two: what the client runs, and what the server runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """A model of two parts, its rows and its loss. An epoch drops the last rows that fill no batch."""
+
+    name: str
+    parts: Callable[[], tuple[nn.Module, nn.Module]]
+    rows: Callable[[], tuple[Tensor, Tensor]]
+    loss: str
+    batch: int
+    steps: int
+
+    def model(self) -> nn.Module:
+        """The uncut model; its weights are the same in every process of one machine."""
+        torch.manual_seed(MODEL_SEED)
+        return nn.Sequential(*self.parts())
+
+    def epochs(self, steps: int) -> tuple[Tensor, Tensor, int]:
+        """The rows of as many batches as `steps` need, or of an epoch if that is less; how many epochs make `steps`."""
+        x, y = self.rows()
+        per_epoch = min(steps, len(x) // self.batch)
+        used = per_epoch * self.batch
+        return x[:used], y[:used], -(-steps // per_epoch)
+
+
+def w1() -> tuple[nn.Module, nn.Module]:
+    bottom = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+    )  # fmt: skip
+    return bottom, nn.Sequential(nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+class TwoTowers(nn.Module):
+    """A bottom for each half of the columns, outputs side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = _tower(), _tower()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x[:, :32]), self.right(x[:, 32:])], 1)
+
+
+def _tower() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
+
+
+def w2() -> tuple[nn.Module, nn.Module]:
+    return TwoTowers(), nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0))
+
+
+def w3() -> tuple[nn.Module, nn.Module]:
+    top = nn.Sequential(
+        nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1)), top
+
+
+def images(count: int, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """Ten noisy class patterns, so that the loss has something to learn."""
+    g = torch.Generator().manual_seed(0)
+    pattern = torch.randn(10, channels, side, side, generator=g)
+    y = torch.randint(0, 10, (count,), generator=g)
+    return 0.35 * pattern[y] + torch.randn(count, channels, side, side, generator=g), y
+
+
+def columns(count: int = 20_000) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 64, generator=g)
+    score = x @ (torch.randn(64, generator=g) / 8) + 0.5 * x[:, 0] * x[:, 40]
+    return x, (torch.sigmoid(3 * score) > torch.rand(count, generator=g)).float()
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(name="W1", parts=w1, rows=lambda: images(6000, 1, 28), loss="cross_entropy", batch=64, steps=93),
+        Workload(
+            name="W2", parts=w2, rows=columns, loss="binary_cross_entropy_with_logits", batch=256, steps=780
+        ),
+        Workload(name="W3", parts=w3, rows=lambda: images(512, 3, 32), loss="cross_entropy", batch=64, steps=56),
+    )
+}  # fmt: skip

@@ -1,0 +1,5 @@
+"""`python -m cutlayer` is the `cutlayer` command."""
+
+from cutlayer.cli import main
+
+main()

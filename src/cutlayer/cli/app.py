@@ -1,0 +1,30 @@
+"""All commands in one place."""
+
+from typing import Annotated
+
+import typer
+
+from cutlayer.cli import keys, plan, project, running
+from cutlayer.cli.demo import demo
+
+app = typer.Typer(
+    name="cutlayer",
+    help="Split learning: one network, cut into segments; each segment lives with one party.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(keys.app, name="keys")
+app.add_typer(plan.app, name="plan")
+app.command()(demo)
+app.command(name="init")(project.init)
+app.command()(plan.accept)
+app.command()(running.run)
+app.command()(running.simulate)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    """Split learning: one network, cut into segments; each segment lives with one party."""

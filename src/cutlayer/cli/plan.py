@@ -1,0 +1,90 @@
+"""`cutlayer plan` and `cutlayer accept`: what a plan says, what would cross, whether this party agrees."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cutlayer.errors import PlanError
+
+if TYPE_CHECKING:
+    from cutlayer.plan.plan import Plan
+
+app = typer.Typer(help="Plans: check, weights.", no_args_is_help=True)
+
+PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and weights beside it.")]
+
+
+@app.command()
+def check(plan: PlanPath = Path("plan.toml")) -> None:
+    """Show what a plan means, or all its faults: what crosses, in which shape, how many bytes a row."""
+    from cutlayer.party.agreement import read_agreement
+
+    show(read_agreement(plan).plan)
+
+
+@app.command()
+def weights(plan: PlanPath = Path("plan.toml")) -> None:
+    """Draw the initial weights with the plan's seed and write them beside the plan."""
+    from cutlayer.party.agreement import write_weights
+
+    print(f"{write_weights(plan)}  initial weights: they travel with the plan")
+
+
+def accept(
+    plan: PlanPath = Path("plan.toml"),
+    digest: Annotated[str, typer.Option(help="Accept only a plan whose digest begins so.")] = "",
+) -> None:
+    """Record that you have read this plan, its model and its weights, and agree to run them."""
+    from cutlayer.party import local
+    from cutlayer.party.agreement import read_agreement
+
+    agreed = read_agreement(plan).plan
+    if not agreed.digest.startswith(digest.lower()):
+        raise PlanError(f"{plan} has the digest {agreed.digest}, not {digest}: the parties hold different plans")
+    local.accept(plan, agreed.digest)
+    print(f"accepted {plan}: {agreed.digest}")
+    print("The other parties must see the same digest.")
+
+
+def show(plan: "Plan", console: Console | None = None) -> None:
+    """Print a plan's segments, its cuts, and who is who."""
+    console = console or Console()
+    terms = plan.terms
+    console.print(f"[bold]{terms.name}[/bold]: {terms.topology}, {terms.schedule}, {terms.training.rounds} rounds")
+    console.print(_segments(plan))
+    console.print(_edges(plan))
+    for source in plan.topology.sources:
+        leaves = any(edge.source == source.name for edge in plan.topology.cuts())
+        where = f"[red]leave the {source.role}[/red]" if leaves else f"stay at the {source.role}"
+        console.print(f"{source.kind}: {where}")
+    unpinned = [name for name in terms.parties if name not in terms.pins]
+    if unpinned:
+        console.print(f"keys not pinned (the authority vouches for them): {', '.join(unpinned)}")
+    console.print(f"digest {plan.digest}")
+
+
+def _segments(plan: "Plan") -> Table:
+    table = Table("segment", "at", "parties", "parameters", title="Segments", title_justify="left")
+    for segment in plan.topology.segments:
+        parties = ", ".join(plan.terms.filling(segment.role))
+        parameters = plan.contents.segments[segment.name].parameters
+        table.add_row(segment.name + (" + loss" if segment.loss else ""), segment.role, parties, f"{parameters:,}")
+    return table
+
+
+def _edges(plan: "Plan") -> Table:
+    table = Table(title="What crosses, per row", title_justify="left")
+    for name in ("edge", "from", "to", "carries", "shape", "bytes forward", "bytes back"):
+        table.add_column(name, justify="right" if name.startswith("bytes") else "left")
+    for edge in plan.topology.cuts():
+        specs = plan.contents.edges[edge.name]
+        kind = plan.topology.source_kind(edge)
+        forward = sum(spec.for_rows(1).nbytes for spec in specs)
+        back = 0 if kind else sum(spec.for_rows(1).nbytes for spec in specs if spec.differentiable)
+        carries = f"[red]{kind}[/red]" if kind else "activation, gradient"
+        ends = plan.topology.role_of(edge.source), plan.topology.role_of(edge.target)
+        table.add_row(edge.name, *ends, carries, ", ".join(map(str, specs)), f"{forward:,}", f"{back:,}")
+    return table

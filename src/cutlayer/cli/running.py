@@ -1,0 +1,222 @@
+"""`cutlayer run` and `cutlayer simulate`: one party over a network; all parties in this process."""
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from cutlayer.errors import PlanError
+from cutlayer.observe.facts import Fact, Noticed, Progressed, Scored
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from cutlayer.party.local import PartyFile
+    from cutlayer.party.run import Network
+
+PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and weights beside it.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write metrics, bytes, times, versions, digests here.")]
+
+
+def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
+    plan: PlanPath = Path("plan.toml"),
+    *,
+    party: Annotated[str, typer.Option("--as", help="Which party of the plan this is.")],
+    party_file: Annotated[Path | None, typer.Option(help="The party's own file; by default NAME.toml.")] = None,
+    data: Annotated[str, typer.Option(help="rows.csv, or package.module:factory.")] = "",
+    held_out: Annotated[str, typer.Option(help="Rows to evaluate on, instead of a part of the data.")] = "",
+    label: Annotated[str, typer.Option(help="The table's column of labels.")] = "",
+    keys: Annotated[str, typer.Option(help="The party's folder of keys.")] = "",
+    listen: Annotated[str, typer.Option(help="Server: HOST:PORT to listen on, instead of the plan's.")] = "",
+    connect: Annotated[str, typer.Option(help="Client: HOST:PORT to dial, instead of the plan's.")] = "",
+    out: Annotated[str, typer.Option(help="Folder for this party's trained weights.")] = "",
+    device: Annotated[str, typer.Option(help="A torch device, such as cuda.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads for torch; 0 leaves its default.")] = 0,
+    json_file: JsonFile = None,
+    facts: Annotated[bool, typer.Option("--facts", help="Print facts as JSON lines instead of progress.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure-plaintext-on-loopback", help="NO encryption, NO identities; loopback only.")
+    ] = False,
+) -> None:
+    """Take part in a run as one party. Parties may start in any order."""
+    from cutlayer.party import local
+    from cutlayer.party.agreement import read_agreement
+    from cutlayer.party.memory import keep_freed_memory
+    from cutlayer.party.run import run as run_party
+
+    accepted = local.check_accepted(plan)
+    here = _with_flags(
+        _party_file(plan, party, party_file),
+        {"data": data, "held_out": held_out, "label": label, "keys": keys, "listen": listen, "connect": connect,
+         "out": out, "device": device, "threads": threads},
+    )  # fmt: skip
+    keep_freed_memory()
+    _set_threads(here)
+    agreement = read_agreement(plan)
+    if agreement.plan.digest != accepted:
+        raise PlanError(f"{plan} gives another digest here than when it was accepted: `cutlayer accept {plan}` again")
+    if party not in agreement.plan.terms.parties:
+        raise PlanError(f"{party!r} is no party of {plan}; its parties are {', '.join(agreement.plan.terms.parties)}")
+    network, secret = _network(here, party, insecure=insecure)
+    with _observer(facts, (party,)) as observer:
+        outcome = run_party(
+            agreement,
+            party,
+            network,
+            secret=secret,
+            data=_rows(here, here.data, plan),
+            held_out=_rows(here, here.held_out, plan),
+            observers=(observer,),
+            device=here.device,
+        )
+    saved = outcome.save(Path(here.out or f"runs/{agreement.plan.terms.name}/{party}"))
+    report = outcome.report() | {"saved": str(saved)}
+    _write_json(json_file, report)
+    if not facts:
+        _print_outcome(report)
+
+
+def simulate(
+    plan: PlanPath = Path("plan.toml"),
+    data: Annotated[list[str] | None, typer.Option(help="NAME=rows.csv or NAME=package.module:factory.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Use the parties' own secrets from this folder.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads for torch; 0 leaves its default.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Run all parties of a plan in this process: the same result as over a network, given the same secrets."""
+    from cutlayer.keys.certificates import party_secret
+    from cutlayer.party.agreement import read_agreement
+    from cutlayer.party.report import report, versions
+    from cutlayer.simulate import simulate_plan
+
+    given = _named(data or [])
+    agreement = read_agreement(plan)
+    clients = agreement.plan.terms.filling("client")
+    files = {name: _with_flags(_party_file(plan, name, None), {"data": given.get(name, "")}) for name in clients}
+    _set_threads(replace(next(iter(files.values())), threads=threads))
+    start = time.perf_counter()
+    with _observer(False, clients) as observer:
+        result = simulate_plan(
+            agreement,
+            {name: rows for name, file in files.items() if (rows := _rows(file, file.data, plan)) is not None},
+            held_out={n: rows for n, file in files.items() if (rows := _rows(file, file.held_out, plan)) is not None},
+            secrets=None if keys is None else {name: party_secret(keys, name) for name in agreement.plan.terms.parties},
+            observers=(observer,),
+        )
+    seconds = time.perf_counter() - start
+    parties = {name: report(party, result.meters[name], seconds) for name, party in result.parties.items()}
+    _write_json(
+        json_file,
+        {
+            "plan": agreement.plan.digest,
+            "metrics": result.metrics,
+            "history": result.history,
+            "bytes": result.bytes,
+            "times": {"total": seconds},
+            "weights": {name: party["weights"] for name, party in parties.items()},
+            "versions": versions(),
+            "parties": parties,
+        },
+    )
+    for entry in parties.values():
+        _print_outcome(entry)
+
+
+# ---------------------------------------------------------------------- what is local
+
+
+def _party_file(plan: Path, party: str, given: Path | None) -> "PartyFile":
+    from cutlayer.party.local import PartyFile, read_party_file
+
+    path = given or plan.parent / f"{party}.toml"
+    if given is None and not path.exists():
+        return PartyFile(keys=str(plan.parent / "keys"))
+    return read_party_file(path)
+
+
+def _with_flags(here: "PartyFile", flags: dict[str, Any]) -> "PartyFile":
+    """What was given on the command line overrides the party's file."""
+    return replace(here, **{name: value for name, value in flags.items() if value})
+
+
+def _named(pairs: list[str]) -> dict[str, str]:
+    named = dict(pair.partition("=")[::2] for pair in pairs)
+    if wrong := [name for name, reference in named.items() if not name or not reference]:
+        raise PlanError(f"--data {wrong[0]!r}: write NAME=rows.csv or NAME=package.module:factory")
+    return named
+
+
+def _rows(here: "PartyFile", reference: str, plan: Path) -> "Dataset[Any] | None":
+    """The rows that a reference names. A factory's module may lie beside the plan."""
+    from cutlayer.data.factory import open_rows
+
+    if not reference:
+        return None
+    return open_rows(
+        reference if ":" in reference else str(Path(reference).resolve()),
+        features=here.features,
+        label=here.label,
+        classes=here.classes,
+        folder=plan.resolve().parent,
+        options=here.options,
+    )
+
+
+def _network(here: "PartyFile", party: str, *, insecure: bool) -> "tuple[Network, bytes]":
+    from cutlayer.keys.certificates import load_credentials, party_secret
+    from cutlayer.party.run import Network, address_of
+
+    folder = Path(here.keys)
+    credentials = None if insecure else load_credentials(folder, party)
+    for warning in credentials.warnings if credentials else ():
+        typer.echo(f"cutlayer: warning: {warning}", err=True)
+    network = Network(
+        credentials=credentials,
+        listen=address_of(here.listen, party) if here.listen else None,
+        connect=address_of(here.connect, party) if here.connect else None,
+        insecure_plaintext_on_loopback=insecure,
+    )
+    return network, party_secret(folder, party)
+
+
+def _set_threads(here: "PartyFile") -> None:
+    import torch
+
+    if here.threads:
+        torch.set_num_threads(here.threads)
+
+
+# ---------------------------------------------------------------------- what is shown
+
+
+def _observer(facts: bool, owners: tuple[str, ...]) -> Any:
+    from contextlib import nullcontext
+
+    from cutlayer.observe.progress import ProgressBars
+
+    return nullcontext(_print_fact) if facts else ProgressBars(owners)
+
+
+def _print_fact(fact: Fact) -> None:
+    if isinstance(fact, Noticed | Progressed | Scored):
+        print(json.dumps({"fact": type(fact).__name__, **asdict(fact)}), flush=True)
+
+
+def _write_json(path: Path | None, report: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+
+
+def _print_outcome(report: dict[str, Any]) -> None:
+    scores = ", ".join(
+        f"{owner} " + " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        for owner, metrics in report["metrics"].items()
+    )
+    sent, received = report["bytes"]["sent"], report["bytes"]["received"]
+    print(f"{report['party']}: {scores or 'no evaluation'}; sent {sent:,} bytes, received {received:,}")
+    if "saved" in report:
+        print(f"{report['party']}: own weights in {report['saved']}")
