@@ -130,12 +130,12 @@ class Tagger(nn.Module):
         self.mix, self.out = nn.Linear(6, 5), nn.Linear(5, 2)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        seen, (state, _) = self.lstm(self.embed(ids))
+        seen, (state, _) = self.lstm(self.embed(ids), (torch.zeros(1, ids.size(0), 3).double(),) * 2)
         state = state.transpose(0, 1).expand(ids.size(0), ids.size(1), 3)
         h = torch.relu(self.mix(torch.cat([seen, state], -1)))
         if mask is not None:
             h = h * mask
-        steps = torch.arange(ids.size(1), device=ids.device).view(1, -1, 1)
+        steps = torch.ones(ids.size(1)) * torch.arange(ids.size(1), device=ids.device).view(1, -1, 1)
         return self.out(h) + steps * torch.tensor(0.5), h
 
 

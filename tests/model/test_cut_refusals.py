@@ -15,6 +15,8 @@ Run = Callable[["Net", Tensor], object]
 class Net(nn.Module):
     """Three layers, a shared ReLU and dropout, and a forward that each test gives."""
 
+    scale: Tensor
+
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.fc1, self.fc2, self.fc3 = (nn.Linear(4, 4) for _ in range(3))
@@ -29,6 +31,10 @@ class Net(nn.Module):
 
 def straight(net: Net, x: Tensor) -> Tensor:
     return net.fc3(net.relu(net.fc2(net.relu(net.fc1(x)))))  # type: ignore[no-any-return]
+
+
+def dropped(net: Net, x: Tensor) -> Tensor:
+    return net.fc2(net.drop(net.fc1(x)))  # type: ignore[no-any-return]
 
 
 def refused(match: str, model: nn.Module | Run, at: At = "fc1", names: tuple[str, ...] = ("bottom", "top")) -> None:
@@ -75,13 +81,18 @@ def test_the_raw_input_never_crosses() -> None:
     refused("raw input 'x'", lambda n, x: _used_twice(n, torch.cat([x[:, :2], n.fc2(x)[:, :2]], 1)))
 
 
+def _as_first(net: Net, x: Tensor) -> object:
+    return net.fc3(net.fc2(x)).to(x.dtype)
+
+
 def _used_twice(net: Net, x: Tensor) -> object:
     return net.fc3(net.fc1(x)) + x
 
 
 def test_a_part_without_parameters_is_refused() -> None:
     refused("part 'top' would have no parameters", lambda n, x: n.relu(n.fc3(n.fc2(n.norm(n.fc1(x))))), "fc3")
-    refused("part 'bottom' would have no parameters", nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), 0)
+    refused("part 'middle' would have no parameters", dropped, ["fc1", "drop"], ("bottom", "middle", "head"))
+    refused("raw input", nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), 0)
 
 
 def test_tied_weights_and_shared_state_are_refused_but_a_shared_relu_is_not() -> None:
@@ -107,7 +118,7 @@ def test_what_fx_cannot_trace_is_refused_with_its_reason_and_the_way_out() -> No
         nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2, enable_nested_tensor=False
     )
     refused("give explicit parts", encoder, "layers.0")
-    refused(r"takes '\*x'", Starred())
+    refused(r"takes '\*x: ", Starred())
     refused("returns a dict", lambda n, x: {"out": straight(n, x)})
     refused("random numbers", lambda n, x: straight(n, x) + torch.randn(4))
 
@@ -131,10 +142,10 @@ def test_a_crossing_that_depends_on_the_mode_is_refused() -> None:
 
 
 def test_a_dtype_or_an_unpacked_tuple_cannot_cross() -> None:
-    refused("dtype", lambda n, x: n.fc2(n.fc1(x.relu())).to(x.relu().dtype))
+    refused("dtype", lambda n, x: _as_first(n, n.fc1(x)), "fc2")
     model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4), nn.Linear(4, 4))
     parts = cut(model, 1, ("bottom", "top"))
-    with pytest.raises(CutError, match=r"output 1 of this part is a tuple.*unpack it"):
+    with pytest.raises(CutError, match=r"output 1 of a part is a tuple.*unpack it"):
         parts["bottom"](torch.ones(2, 3, 4))
 
 

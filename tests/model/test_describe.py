@@ -59,13 +59,13 @@ def test_sizes_that_follow_the_rows_otherwise_are_refused() -> None:
     with pytest.raises(CutError, match="another number of tensors"):
         outputs(lambda x: tuple(x))
     with pytest.raises(CutError, match="complex64"):
-        outputs(lambda x: x * 1j)
+        outputs(lambda x: torch.complex(x, x))
 
 
 def test_parts_are_run_in_turn_and_each_is_described() -> None:
     model = nn.Sequential(nn.Embedding(9, 6), nn.Dropout(), nn.LSTM(6, 5, batch_first=True))
     parts = {"bottom": model[:2], "top": model[2], "head": nn.Identity()}
-    with pytest.raises(CutError, match="part 'top'|output 1"):
+    with pytest.raises(CutError, match="part 'top': output 1 of a part is a tuple"):
         describe(parts, (TensorSpec(dtype="int64", shape=("B", 7)),))
     parts = cut(nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(42, 2)), [0], ("bottom", "top"))
     specs = describe(parts, (TensorSpec(dtype="int64", shape=("B", 7)),))
@@ -107,11 +107,11 @@ def test_an_input_that_does_not_fit_is_refused_with_the_part_that_fails() -> Non
 
 
 def test_describing_touches_no_parameter_buffer_mode_or_random_number() -> None:
-    class Noisy(nn.Sequential):
+    class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return F.dropout(super().forward(x), 0.5, training=True)
+            return F.dropout(x, 0.5, training=True)
 
-    part = Noisy(nn.BatchNorm1d(4, momentum=None), nn.ReLU(inplace=True), nn.Linear(4, 2), nn.Dropout())
+    part = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.ReLU(inplace=True), nn.Linear(4, 2), Noise())
     part[0].eval()
     modes = [module.training for module in part.modules()]
     before, random = copy.deepcopy(part.state_dict()), torch.get_rng_state()

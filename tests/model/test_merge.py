@@ -48,9 +48,9 @@ def test_missing_surplus_and_doubled_names_are_refused_by_name() -> None:
     bottom, top = (part.state_dict() for part in trained(network()).values())
     with pytest.raises(CutError, match=r"missing: 2.bias, 2.weight\)"):
         merge(network(), [bottom])
-    with pytest.raises(CutError, match="in two parts: 2.bias, 2.weight"):
+    with pytest.raises(CutError, match=r"in two parts: 2.bias, 2.weight"):
         merge(network(), [bottom, top, top])
-    with pytest.raises(CutError, match="not in the model: 3.weight"):
+    with pytest.raises(CutError, match=r"not in the model: 3.weight"):
         merge(network(), [bottom, top, {"3.weight": torch.ones(1)}])
 
 

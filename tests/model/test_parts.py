@@ -44,7 +44,8 @@ def test_explicit_parts_are_the_uncut_model_and_keep_its_names() -> None:
     assert list(parts) == ["a", "b", "c"]
     assert list(parts["b"].state_dict()) == ["middle.fc.weight", "middle.fc.bias"]
     assert [key for part in parts.values() for key in part.state_dict()] == list(model.state_dict())
-    by_hand = model.top(model.middle(*model.bottom(x)))
+    bottom, middle, top = model.children()
+    by_hand = top(middle(*bottom(x)))
     assert torch.equal(model(x), by_hand)
     assert torch.equal(run(parts, x), by_hand)
 
@@ -72,13 +73,13 @@ def test_explicit_parts_that_do_not_fit_are_refused() -> None:
         Parts()
     with pytest.raises(CutError, match="cannot be called 'train'"):
         Parts([("train", nn.ReLU())])
-    with pytest.raises(CutError, match="cannot be called 'a'"):
+    with pytest.raises(CutError, match="cannot both be called 'a'"):
         Parts([("a", nn.ReLU())], a=nn.ReLU())
 
 
 def test_explicit_parts_with_tied_or_missing_weights_are_refused() -> None:
     model = explicit()
-    model.top.get_submodule("").weight = model.middle.fc.weight  # type: ignore[union-attr, assignment]
+    model.get_submodule("top").weight = model.get_parameter("middle.fc.weight")
     with pytest.raises(CutError, match=r"'middle.fc.weight' in part 'b' and 'top.weight' in part 'c' are one tensor"):
         cut(model, None, ("a", "b", "c"))
     with pytest.raises(CutError, match="part 'b' would have no parameters"):
@@ -125,7 +126,6 @@ def test_parts_follow_train_and_eval_whatever_mode_they_were_cut_in() -> None:
             bottom, top = parts["bottom"](x), run(parts, x)
             model.train(mode)
             torch.testing.assert_close(top, model(x))
-            assert (bottom.count_nonzero() == 0) is (mode is True) or not mode
             assert bool(bottom.eq(0).all()) is mode
             assert bool(top.min() > 5) is mode
 

@@ -50,8 +50,8 @@ def _run(parts: Mapping[str, nn.Module], inputs: Specs, rows: int) -> dict[str, 
         device = next((parameter.device for parameter in part.parameters()), torch.device("cpu"))
         try:
             outputs[name] = as_tuple(part(*(_received(tensor, device) for tensor in tensors)))
-        except CutError:
-            raise
+        except CutError as error:
+            raise CutError(f"part {name!r}: {error}") from error
         except Exception as error:  # the part runs the user's code
             given = ", ".join(str(TensorShape(_dtype(t, name), tuple(t.shape))) for t in tensors)
             raise CutError(f"part {name!r} fails on {given} ({shortened(error)}): check [input] shape") from error

@@ -23,12 +23,7 @@ class Part(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Outputs:
         out: Outputs = self.runs[self.training](self, *tensors)
-        for i, value in enumerate(as_tuple(out)):
-            if not isinstance(value, Tensor):
-                raise CutError(
-                    f"output {i} of this part is a {type(value).__name__}, and only tensors cross: "
-                    f"unpack it in the model's forward, right after the layer that returns it"
-                )
+        as_tuple(out)
         return out
 
 
@@ -48,6 +43,8 @@ class Parts(nn.Module):
         if not given:
             raise CutError(f"Parts needs at least one part: {type(self).__name__}(bottom=Bottom(), top=Top())")
         for name, part in given:
+            if name in self._modules:
+                raise CutError(f"two parts cannot both be called {name!r}: choose another name")
             try:
                 self.add_module(name, part)
             except (KeyError, TypeError) as error:
@@ -61,8 +58,19 @@ class Parts(nn.Module):
 
 
 def as_tuple(out: Outputs) -> tuple[Tensor, ...]:
-    """A part's output as what the next part is called with."""
-    return out if isinstance(out, tuple) else (out,)
+    """A part's output as what the next part is called with.
+
+    Raises:
+        CutError: something else than a tensor or a tuple of tensors.
+    """
+    tensors = out if isinstance(out, tuple) else (out,)
+    for i, value in enumerate(tensors):
+        if not isinstance(value, Tensor):
+            raise CutError(
+                f"output {i} of a part is a {type(value).__name__}, and only tensors cross: unpack it in the model's "
+                f"forward, right after the layer that returns it"
+            )
+    return tensors
 
 
 def check_states(parts: Mapping[str, nn.Module]) -> None:

@@ -10,16 +10,9 @@ from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.plan.streams import stream_seed
 from cutlayer.protocol.messages import Ticket
+from cutlayer.protocol.segment import Outcome
 
 Tensors = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a forward gave: the outputs, and where the segment is a loss the sums of this ticket."""
-
-    outputs: Tensors
-    sums: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class ModelSegment:
         self._graphs: dict[Ticket, _Graph] = {}
         self._writes_in_place: dict[bool, bool] = {}
 
-    def forward(self, ticket: Ticket, inputs: Mapping[str, Tensors]) -> Outcome:
+    def forward(self, ticket: Ticket, inputs: Mapping[str, Tensors]) -> Outcome[Tensors]:
         """Outputs for inputs by edge name. When training, the graph is kept under the ticket."""
         training = ticket.purpose == "train"
         module = self.replica.module

@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 
 from cutlayer.errors import CutError
 
+FACTORIES = (torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.rand, torch.randn, torch.randint)
+"""What fx does not record by itself when given the size of a traced tensor, `torch.zeros(x.size(0), 8)`."""
 PARTS_HINT = "give explicit parts instead, `Parts(bottom=Bottom(), top=Top())`"
 
 
@@ -85,7 +87,8 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, model: nn.Module, layers: Sequence[str], through: Iterable[nn.Module]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=FACTORIES)
+        self._autowrap_search.append(torch)  # where a forward looks `torch.zeros` up
         self.trace_asserts = True
         self._model = model
         self._through = {id(module) for module in through}
