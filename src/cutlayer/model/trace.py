@@ -78,6 +78,8 @@ def _trace(model: nn.Module, layers: Sequence[str], *, training: bool) -> Trace:
             if node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
             if isinstance(value := getattr(model, str(node.target)), Tensor)
         }
+    for node in graph.nodes:
+        node.meta.pop("is_wrapped", None)  # else the part's generated code registers names with fx for good
     return Trace(graph=graph, marks=tuple(map(tracer.mark, layers)), constants=constants)
 
 

@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from cutlayer.errors import ChannelError, RunError
+from cutlayer.errors import ChannelError, ChannelTimeout, RunError
 from cutlayer.observe.facts import Noticed, Spent
 from cutlayer.party.party import Party
 from cutlayer.protocol.events import Broke, Lost, Tick
@@ -15,8 +15,17 @@ from cutlayer.protocol.wire import Frame
 from cutlayer.transport.channel import Channel
 from cutlayer.transport.listener import Listener, Refusal
 
-Item = Channel | Lost | Noticed | tuple[str, Frame]
-"""What threads put into the inbox: a new link, a lost one, a word for the observers, a frame from a peer."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """A channel, and how many more of its frames may lie in the inbox."""
+
+    channel: Channel
+    room: threading.Semaphore
+
+
+Item = Channel | Noticed | tuple[Link, Frame | Exception]
+"""What threads put into the inbox: a new channel, a word for the observers, a link's next frame or its end."""
 
 TICK_S = 1.0
 CLOSE_TIMEOUT_S = 5.0
@@ -29,7 +38,6 @@ class Loop:
         self._party = party
         self._limit_bytes = largest_body_bytes(party.plan)
         self._inbox: SimpleQueue[Item] = SimpleQueue()
-        self._room: dict[str, threading.Semaphore] = {}
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
 
@@ -38,7 +46,7 @@ class Loop:
         for channel in channels:
             self._inbox.put(channel)
         if listener is not None:
-            self._start(self._accept, listener)
+            self._start(lambda: self._accept(listener))
         try:
             self._drive()
         except KeyboardInterrupt:
@@ -64,42 +72,50 @@ class Loop:
                 self._party.feed(Tick(time.monotonic() - heard))
                 continue
             self._party.tell(Spent(party=self._party.name, on="wait", seconds=time.perf_counter() - start))
-            self._handle(item)
-            heard = time.monotonic()
+            if isinstance(item, Noticed):
+                self._party.tell(item)
+            else:
+                self._handle(item)
+                heard = time.monotonic()
 
-    def _handle(self, item: Item) -> None:
-        if isinstance(item, Lost):
-            self._party.feed(item)
-        elif isinstance(item, Noticed):
-            self._party.tell(item)
-        elif isinstance(item, tuple):
-            peer, frame = item
-            self._party.deliver(peer, frame)
-            self._room[peer].release()
-        else:
-            self._room[item.peer] = threading.Semaphore(2 * self._party.plan.terms.limits.live_tickets)
+    def _handle(self, item: Channel | tuple[Link, Frame | Exception]) -> None:
+        if not isinstance(item, tuple):
+            link = Link(item, threading.Semaphore(2 * self._party.plan.terms.limits.live_tickets))
             self._party.connect(item)
-            self._start(self._read, item, self._room[item.peer])
+            self._start(lambda: self._read(link))
+            return
+        link, arrived = item
+        peer = link.channel.peer
+        if self._party.links.get(peer) is not link.channel:
+            return  # a newer link has taken its place, or the session dropped it
+        if isinstance(arrived, Exception):
+            self._party.feed(Lost(peer, str(arrived)))
+        else:
+            self._party.deliver(peer, arrived)
+            link.room.release()
 
-    def _start(self, work: object, *args: object) -> None:
-        thread = threading.Thread(target=work, args=args, daemon=True)  # type: ignore[arg-type]
+    def _start(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _read(self, channel: Channel, room: threading.Semaphore) -> None:
+    def _read(self, link: Link) -> None:
         """Frames of one link go into the inbox, so many at a time: a full inbox holds the peer."""
         try:
             while not self._closing.is_set():
-                if room.acquire(timeout=TICK_S):
-                    self._inbox.put((channel.peer, channel.receive(self._limit_bytes)))
-        except ChannelError as error:
-            if self._party.links.get(channel.peer) is channel:
-                self._inbox.put(Lost(channel.peer, str(error)))
+                if link.room.acquire(timeout=TICK_S):
+                    self._inbox.put((link, link.channel.receive(self._limit_bytes)))
+        except Exception as error:  # whatever it was, the party must hear that nothing more will come
+            self._inbox.put((link, error))
 
     def _accept(self, listener: Listener) -> None:
         while not self._closing.is_set():
-            with suppress(ChannelError):
+            try:
                 self._inbox.put(listener.accept(TICK_S))
+            except ChannelTimeout:
+                continue
+            except ChannelError:
+                return
 
     def _close(self, listener: Listener | None) -> None:
         self._closing.set()

@@ -115,7 +115,7 @@ def run(
         if member.session.conducts:
             address = network.listen or address_of(plan.terms.parties[party].address, party)
             listener = Listener(
-                address, network.credentials, allowed=member.session.peers, on_refused=loop.refused, **common
+                address, network.credentials, allowed=member.session.joinable, on_refused=loop.refused, **common
             )
             member.tell(Noticed(party=party, sentence=f"{party} listens on port {listener.port}"))
             loop.run(listener=listener)

@@ -6,12 +6,13 @@ from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import SCHEDULES
 from cutlayer.plan.tensors import TensorShape, TensorSpec
 from cutlayer.protocol.events import Replica
+from cutlayer.protocol.messages import Purpose
 from cutlayer.protocol.wire import body_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeRoute:
-    """An edge with the parties at its ends. `returns` says whether a gradient comes back on it."""
+    """An edge with the parties at its ends. `returns` says whether its activations are answered; raw data is not."""
 
     name: str
     source: str
@@ -26,8 +27,12 @@ class EdgeRoute:
         return tuple(spec.for_rows(rows) for spec in self.tensors)
 
     def gradient_shapes(self, rows: int) -> tuple[TensorShape, ...]:
-        """What its gradient looks like: the differentiable tensors only."""
+        """What its gradient looks like: the differentiable tensors only. Behind a frozen segment there are none."""
         return tuple(spec.for_rows(rows) for spec in self.tensors if spec.differentiable)
+
+    def answer_shapes(self, rows: int, purpose: Purpose) -> tuple[TensorShape, ...]:
+        """What answers an activation: its gradient when training, else no tensors."""
+        return self.gradient_shapes(rows) if purpose == "train" else ()
 
 
 class Route:
@@ -44,22 +49,18 @@ class Route:
         self.edges = {edge.name: self._edge(plan, edge.source, edge.target) for edge in topology.edges}
         self.inputs = {n.name: tuple(e for e in self.edges.values() if e.target == n.name) for n in nodes}
         self.outputs = {n.name: tuple(e for e in self.edges.values() if e.source == n.name) for n in nodes}
-        self.returning = {n.name: tuple(e for e in self.outputs[n.name] if e.returns) for n in nodes}
         self.replicas = {name: self._replica(plan, name) for name in self.segments}
-        self.parties = frozenset(self.party_of.values())
 
     def _edge(self, plan: Plan, source: str, target: str) -> EdgeRoute:
         name = f"{source}->{target}"
-        tensors = plan.contents.edges[name]
-        is_segment = any(source == segment.name for segment in plan.topology.segments)
         return EdgeRoute(
             name=name,
             source=source,
             target=target,
             source_party=self.party_of[source],
             target_party=self.party_of[target],
-            tensors=tensors,
-            returns=is_segment and any(spec.differentiable for spec in tensors),
+            tensors=plan.contents.edges[name],
+            returns=any(source == segment.name for segment in plan.topology.segments),
         )
 
     def _replica(self, plan: Plan, segment: str) -> Replica:
@@ -67,9 +68,13 @@ class Route:
         return segment, self.party_of[segment] if shared else self.owner
 
 
+def parties_on_the_way(plan: Plan, owner: str) -> frozenset[str]:
+    """The parties that a mini-batch of `owner`'s rows meets."""
+    return frozenset(_holder(plan, role, owner) for role in plan.topology.roles)
+
+
 def _holder(plan: Plan, role: str, owner: str) -> str:
-    filling = plan.terms.filling(role)
-    return owner if owner in filling else filling[0]
+    return owner if plan.terms.parties[owner].role == role else plan.terms.filling(role)[0]
 
 
 def largest_body_bytes(plan: Plan) -> int:

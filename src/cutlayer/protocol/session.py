@@ -56,6 +56,8 @@ class Session:
         self.limits = plan.terms.limits
         self.conducts = plan.conductor == me
         self.peers = tuple(name for name in plan.terms.parties if name != me) if self.conducts else (plan.conductor,)
+        self.joinable = set(self.peers)
+        """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
         self.members: dict[str, Rows] = {}
         self.states: dict[str, str] = {}
         self.over = False
@@ -198,6 +200,7 @@ class Session:
         )
         self._schedule = enumerate(SCHEDULES[terms.schedule].turns(course))
         self._schedule_begun = True
+        self.joinable.clear()
 
     def _open_next(self) -> OpenTurn | None:
         """Take the schedule's next turn; where I take part, its tickets may come from now on."""

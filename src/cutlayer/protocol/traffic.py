@@ -2,6 +2,9 @@
 
 This is the part of the session that a mini-batch meets. It knows the open turns, and for each replica a gate that
 keeps the schedule's order; it decides nothing about whose turn it is.
+
+Every activation is answered, by its gradient or, where there is none (evaluation, a frozen segment), by an answer
+without tensors. So the owner of the rows always knows how far the others are, and never runs ahead of them.
 """
 
 import math
@@ -9,14 +12,12 @@ from collections import defaultdict
 
 from cutlayer.errors import Diverged, RemoteProtocolError
 from cutlayer.plan.plan import Plan
+from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.events import Action, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate
 from cutlayer.protocol.messages import Backward, Forward, Ticket
-from cutlayer.protocol.route import EdgeRoute, Route
-from cutlayer.protocol.turns import Flight, OpenTurn
-
-EVAL_WINDOW = 2
-"""Evaluation batches that an owner of rows keeps in flight: enough to hide the round trip, little to hold."""
+from cutlayer.protocol.route import EdgeRoute, Route, parties_on_the_way
+from cutlayer.protocol.turns import WINDOW, Flight, OpenTurn
 
 
 class Traffic:
@@ -28,12 +29,19 @@ class Traffic:
         self.out: list[Action] = []
         self.finished: list[OpenTurn] = []
         self._routes: dict[str, Route] = {}
+        self._parties: dict[str, frozenset[str]] = {}
         self._gates: defaultdict[Replica, Gate] = defaultdict(Gate)
 
     def route(self, owner: str) -> Route:
         if owner not in self._routes:
             self._routes[owner] = Route(self.plan, self.me, owner)
         return self._routes[owner]
+
+    def parties(self, turn: OpenTurn) -> frozenset[str]:
+        """The parties that a turn needs."""
+        for owner in turn.steps.keys() - self._parties.keys():
+            self._parties[owner] = parties_on_the_way(self.plan, owner)
+        return frozenset().union(*(self._parties[owner] for owner in turn.steps))
 
     # ------------------------------------------------------------------ turns
 
@@ -53,7 +61,7 @@ class Traffic:
         for turn in self.turns.values():
             if self.me in turn.steps and self.route(self.me).sources:
                 if turn.granted and not turn.begun:
-                    for _ in range(1 if turn.purpose == "train" else EVAL_WINDOW):
+                    for _ in range(WINDOW[turn.purpose]):
                         self._begin_step(turn)
                 return
 
@@ -62,8 +70,7 @@ class Traffic:
             return
         route = self.route(self.me)
         for ticket in turn.tickets(self.me, turn.begun):
-            self._flight(self.me, turn, ticket)
-            batch = turn.batch(ticket)
+            batch = self._flight(turn, ticket).batch
             self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in route.sources]
         turn.begun += 1
 
@@ -78,11 +85,14 @@ class Traffic:
             raise RemoteProtocolError("not-your-edge", peer, f"{edge.source} belongs to {edge.source_party}")
         if edge.target_party != self.me:
             raise RemoteProtocolError("not-my-edge", peer, f"{edge.target} belongs to {edge.target_party}")
-        flight = self._flight(peer, turn, ticket)
+        if ticket in turn.finished:
+            raise RemoteProtocolError("duplicate", peer, f"{ticket} is through already")
+        flight = self._flight(turn, ticket)
         if (edge.name, "forward") in flight.seen:
             raise RemoteProtocolError("duplicate", peer, f"a second activation on {edge.name} for {ticket}")
         self._check_shapes(peer, message, edge.shapes(flight.batch.rows))
-        self._arrived(turn, ticket, flight, edge, payload)
+        turn.under_way = True
+        self._arrived(ticket, flight, edge, payload)
 
     def backward(self, peer: str, message: Backward, payload: Value) -> None:
         """A gradient arrived, undecoded. Raises `RemoteProtocolError`."""
@@ -93,24 +103,24 @@ class Traffic:
             raise RemoteProtocolError("not-your-edge", peer, f"{edge.target} belongs to {edge.target_party}")
         if edge.source_party != self.me:
             raise RemoteProtocolError("not-my-edge", peer, f"{edge.source} belongs to {edge.source_party}")
-        if turn.purpose == "eval" or not edge.returns:
-            raise RemoteProtocolError("no-gradient-here", peer, f"no gradient is due on {edge.name} for {ticket}")
+        if not edge.returns:
+            raise RemoteProtocolError("no-gradient-here", peer, f"nothing comes back on {edge.name}")
         flight = turn.flights.get(ticket)
+        if ticket in turn.finished or (flight is not None and (edge.name, "backward") in flight.seen):
+            raise RemoteProtocolError("duplicate", peer, f"a second gradient on {edge.name} for {ticket}")
         if flight is None or (edge.source, "forward") not in flight.seen:
             raise RemoteProtocolError("gradient-before-activation", peer, f"{edge.name} for {ticket}")
-        if (edge.name, "backward") in flight.seen:
-            raise RemoteProtocolError("duplicate", peer, f"a second gradient on {edge.name} for {ticket}")
-        self._check_shapes(peer, message, edge.gradient_shapes(flight.batch.rows))
-        if not (math.isfinite(message.normaliser) and message.normaliser > 0):
-            raise RemoteProtocolError("wrong-normaliser", peer, f"{message.normaliser} for {ticket}")
+        self._check_shapes(peer, message, edge.answer_shapes(flight.batch.rows, turn.purpose))
+        self._check_normaliser(peer, message)
+        turn.under_way = True
         flight.normaliser = message.normaliser
-        self._graded(ticket, flight, edge, payload)
+        self._answered(turn, ticket, flight, edge, payload)
 
     def _turn(self, peer: str, ticket: Ticket) -> OpenTurn:
         turn = self.turns.get(ticket.turn)
         if turn is None or turn.batch(ticket) is None:
             raise RemoteProtocolError("unexpected-ticket", peer, f"{ticket} belongs to no open turn")
-        if turn.purpose == "train" and ticket.step != turn.due[ticket.owner]:
+        if not turn.is_due(ticket):
             raise RemoteProtocolError("unexpected-ticket", peer, f"{ticket}, but step {turn.due[ticket.owner]} is due")
         return turn
 
@@ -120,16 +130,19 @@ class Traffic:
             raise RemoteProtocolError("unknown-edge", peer, f"the plan has no edge {message.edge!r}")
         return edge
 
-    def _check_shapes(self, peer: str, message: Forward | Backward, expected: tuple[object, ...]) -> None:
+    def _check_shapes(self, peer: str, message: Forward | Backward, expected: tuple[TensorShape, ...]) -> None:
         if message.tensors != expected:
             sent, due = (", ".join(map(str, shapes)) or "nothing" for shapes in (message.tensors, expected))
             raise RemoteProtocolError("wrong-shape", peer, f"{sent} on {message.edge} for {message.ticket}; due: {due}")
 
-    def _flight(self, peer: str, turn: OpenTurn, ticket: Ticket) -> Flight:
+    def _check_normaliser(self, peer: str, message: Backward) -> None:
+        normaliser, training = message.normaliser, message.ticket.purpose == "train"
+        if not (math.isfinite(normaliser) and normaliser > 0 if training else normaliser == 0):
+            raise RemoteProtocolError("wrong-normaliser", peer, f"{normaliser} for {message.ticket}")
+
+    def _flight(self, turn: OpenTurn, ticket: Ticket) -> Flight:
         flight = turn.flights.get(ticket)
         if flight is None:
-            if ticket in turn.finished:
-                raise RemoteProtocolError("duplicate", peer, f"{ticket} is through already")
             batch = turn.batch(ticket)
             assert batch is not None
             flight = turn.flights[ticket] = Flight(batch)
@@ -139,88 +152,87 @@ class Traffic:
 
     def ran(self, event: Ran) -> None:
         """A node of mine has run: move its result on, forward or back. Raises `Diverged`."""
-        ticket = event.ticket
+        ticket, node = event.ticket, event.node
         turn, route = self.turns[ticket.turn], self.route(ticket.owner)
         flight = turn.flights[ticket]
         if event.direction == "backward":
-            for edge in route.inputs[event.node]:
-                if edge.returns:
-                    self._move_back(ticket, flight, edge, event.result[edge.name])
-            self._drained(turn, ticket, flight, route.replicas[event.node])
-        else:
-            if event.sums is not None:
-                self._note_loss(turn, flight, event)
-            flight.seen.add((event.node, "forward"))
-            for edge in route.outputs[event.node]:
-                self._move_on(turn, ticket, flight, edge, event.result)
-            if event.direction == "forward":
-                self._forwarded(turn, event, flight, route)
-
-    def _forwarded(self, turn: OpenTurn, event: Ran, flight: Flight, route: Route) -> None:
-        """A segment has run forward: in evaluation it is through; a loss starts the way back."""
-        ticket, replica = event.ticket, route.replicas[event.node]
-        if turn.purpose == "eval":
-            self._drained(turn, ticket, flight, replica)
-        elif event.node in route.losses:
-            self._offer(Run(ticket, event.node, "backward", replica))
-        elif not route.returning[event.node]:
-            self._drained(turn, ticket, flight, replica)
+            self._through(turn, ticket, flight, node, event.result)
+            return
+        if event.sums is not None:
+            self._note_loss(turn, flight, event)
+        flight.seen.add((node, "forward"))
+        for edge in route.outputs[node]:
+            self._move_on(ticket, flight, edge, event.result)
+        if not route.outputs[node]:
+            self._turn_back(turn, ticket, flight, node)
 
     def _note_loss(self, turn: OpenTurn, flight: Flight, event: Ran) -> None:
         assert event.sums is not None
-        flight.normaliser = event.sums["normaliser"]
-        loss = event.sums["loss"]
-        if not math.isfinite(loss) or (turn.purpose == "train" and flight.normaliser <= 0):
+        loss, normaliser = event.sums["loss"], event.sums["normaliser"]
+        training = turn.purpose == "train"
+        if not (math.isfinite(loss) and math.isfinite(normaliser)) or (training and normaliser <= 0):
             raise Diverged(
-                f"the loss of {event.node} is {loss} at {event.ticket} (round {turn.work.round}): lower the learning "
-                "rate, or look at that party's rows"
+                f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} (round "
+                f"{turn.work.round}): lower the learning rate, or look at that party's rows"
             )
+        if training:
+            flight.normaliser = normaliser
         turn.add(event.ticket.owner, dict(event.sums))
 
-    def _move_on(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
+    def _move_on(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         if edge.target_party == self.me:
-            self._arrived(turn, ticket, flight, edge, value)
+            self._arrived(ticket, flight, edge, value)
         else:
             message = Forward(ticket, edge.name, edge.shapes(flight.batch.rows))
             self.out.append(Send(edge.target_party, message, value))
 
-    def _move_back(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
+    def _move_back(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         if edge.source_party == self.me:
-            self._graded(ticket, flight, edge, value)
+            self._answered(turn, ticket, flight, edge, value)
         else:
-            shapes = edge.gradient_shapes(flight.batch.rows)
-            self.out.append(
-                Send(edge.source_party, Backward(ticket, edge.name, shapes, flight.normaliser), value)
-            )  # fmt: skip
+            shapes = edge.answer_shapes(flight.batch.rows, turn.purpose)
+            message = Backward(ticket, edge.name, shapes, flight.normaliser)
+            self.out.append(Send(edge.source_party, message, value))
 
     # ------------------------------------------------------------------ what a node waits for
 
-    def _arrived(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
+    def _arrived(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         route = self.route(ticket.owner)
         flight.seen.add((edge.name, "forward"))
-        inputs = flight.inputs.setdefault(edge.target, {})
-        inputs[edge.name] = value
-        if len(inputs) == len(route.inputs[edge.target]):
+        values = flight.inputs.setdefault(edge.target, {})
+        values[edge.name] = value
+        if len(values) == len(route.inputs[edge.target]):
+            inputs = {each.name: values[each.name] for each in route.inputs[edge.target]}
             del flight.inputs[edge.target]
             self._offer(Run(ticket, edge.target, "forward", route.replicas[edge.target], inputs))
 
-    def _graded(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
-        route = self.route(ticket.owner)
+    def _answered(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         flight.seen.add((edge.name, "backward"))
-        grads = flight.grads.setdefault(edge.source, {})
-        grads[edge.name] = value
-        if len(grads) == len(route.returning[edge.source]):
-            del flight.grads[edge.source]
-            self._offer(Run(ticket, edge.source, "backward", route.replicas[edge.source], grads))
+        flight.grads.setdefault(edge.source, {})[edge.name] = value
+        if len(flight.grads[edge.source]) == len(self.route(ticket.owner).outputs[edge.source]):
+            self._turn_back(turn, ticket, flight, edge.source)
+
+    def _turn_back(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str) -> None:
+        """A segment has all it needs for its backward; without gradients, or in evaluation, it is through at once."""
+        route, values = self.route(ticket.owner), flight.grads.pop(node, {})
+        grads = {edge.name: values[edge.name] for edge in route.outputs[node] if edge.differentiable}
+        if turn.purpose == "train" and (grads or not route.outputs[node]):
+            self._offer(Run(ticket, node, "backward", route.replicas[node], grads))
+        else:
+            self._through(turn, ticket, flight, node, {})
 
     def _offer(self, run: Run) -> None:
         self.out += self._gates[run.replica].offer(run)
 
     # ------------------------------------------------------------------ when a replica's step has drained
 
-    def _drained(self, turn: OpenTurn, ticket: Ticket, flight: Flight, replica: Replica) -> None:
-        """One ticket is through one replica of mine."""
-        gate = self._gates[replica]
+    def _through(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: dict[str, Value]) -> None:
+        """One ticket is through one replica of mine: answer its activations, with gradients where there are any."""
+        route = self.route(ticket.owner)
+        for edge in route.inputs[node]:
+            if edge.returns:
+                self._move_back(turn, ticket, flight, edge, grads.get(edge.name, ()))
+        gate = self._gates[route.replicas[node]]
         slot = gate.slots[0]
         slot.drained += 1
         if turn.purpose == "eval":
@@ -231,7 +243,7 @@ class Traffic:
         slot.normaliser += flight.normaliser
         if slot.drained < len(turn.tickets(ticket.owner, slot.step)):
             return
-        self.out.append(Step(replica, ticket.owner, turn.work.round, slot.normaliser))
+        self.out.append(Step(route.replicas[node], ticket.owner, turn.work.round, slot.normaliser))
         if not slot.next_step():
             self._leave(turn, gate)
         self._finish_step(turn, ticket.owner)
@@ -257,9 +269,10 @@ class Traffic:
             self._begin_step(turn)
 
     def _finish_eval_ticket(self, turn: OpenTurn, ticket: Ticket, flight: Flight) -> None:
-        segments = self.route(ticket.owner).segments
-        if all((name, "forward") in flight.seen for name in segments):
+        flight.drained += 1
+        if flight.drained == len(self.route(ticket.owner).replicas):
             del turn.flights[ticket]
             turn.finished.add(ticket)
+            turn.due[ticket.owner] += 1
             if ticket.owner == self.me:
                 self._begin_step(turn)
