@@ -124,9 +124,8 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.softmax(self.score(states), 1)
-        if float(weights.max()) < 0:  # what no tracer follows
-            raise AssertionError
-        return (weights * states).sum(1), last
+        longest = states.shape[1] if bool((weights > 0).all()) else 0  # what no tracer follows
+        return (weights * states)[:, :longest].sum(1), last
 
 
 class Scorer(nn.Module):
@@ -161,10 +160,12 @@ class InPlaceFirst(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clip, self.fc1, self.relu, self.fc2 = nn.ReLU(inplace=True), nn.Linear(6, 5), nn.ELU(inplace=True), nn.Linear(5, 3)
+        self.clip, self.fc1, self.fc2 = nn.ReLU(inplace=True), nn.Linear(6, 5), nn.Linear(5, 4)
+        self.elu, self.fc3 = nn.ELU(inplace=True), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.relu(self.fc1(self.clip(x))))  # type: ignore[no-any-return]
+        x = self.fc2(torch.relu_(self.fc1(self.clip(x))))
+        return self.fc3(self.elu(x))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +199,7 @@ CASES: dict[str, Case] = {
     "transformer": Case(build=Transformer, shape=(5,), cuts=4, vocabulary=9),
     "recurrent": Case(build=recurrent, shape=(4,), cuts=2, vocabulary=9),
     "gated": Case(build=Gated, shape=(6,), cuts=2),
-    "in place first": Case(build=InPlaceFirst, shape=(6,), cuts=2),
+    "in place first": Case(build=InPlaceFirst, shape=(6,), cuts=3),
 }
 
 

@@ -1,7 +1,7 @@
 """vanilla and u_shaped with one client equal the uncut model's own training: any network, any cut, any optimizer."""
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Iterator, Sequence
+from itertools import combinations, cycle, islice
 from random import Random
 
 import pytest
@@ -24,6 +24,7 @@ from equivalence.longhand import (
 from equivalence.models import CASES, Case, layers
 
 ROUNDS, ROWS, BATCH = 4, 22, 4
+CUT_TWICE = [name for name, case in CASES.items() if case.cuts > 1]
 NAMES = {"vanilla": ("bottom", "top"), "u_shaped": ("bottom", "middle", "head")}
 
 
@@ -57,31 +58,51 @@ def assert_equals_uncut(case: Case, places: Sequence[str], recipe: Recipe, turn:
     assert_equal_states(state, wanted.state, noise_of(wanted, recipe), f"when cut after {', '.join(places)}")
 
 
-def possible(model: nn.Module, count: int) -> list[tuple[str, ...]]:
-    """All places where the model can be cut into so many parts."""
-    found = []
-    for places in combinations(layers(model), count - 1):
+def possible(model: nn.Module, count: int) -> Iterator[tuple[str, ...]]:
+    """The places where the model can be cut into so many parts, in an order that is drawn once and for all."""
+    places = list(combinations(layers(model), count - 1))
+    Random(count).shuffle(places)
+    for place in places:
         try:
-            cut(model, places, [str(number) for number in range(count)])
+            cut(model, place, [str(number) for number in range(count)])
         except CutError:
             continue
-        found.append(places)
-    return found
+        yield place
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_vanilla_equals_the_uncut_model_at_every_cut(name: str) -> None:
+    cuts = list(possible(CASES[name].model(), 2))
+    assert len(cuts) == CASES[name].cuts
+    for places, recipe in zip(cuts, cycle(RECIPES.values()), strict=False):
+        assert_equals_uncut(CASES[name], places, recipe)
+
+
+@pytest.mark.parametrize("name", CUT_TWICE)
+def test_u_shaped_equals_the_uncut_model_at_some_pairs_of_cuts(name: str) -> None:
+    pairs = list(islice(possible(CASES[name].model(), 3), 3))
+    assert pairs
+    for places, recipe in zip(pairs, cycle(RECIPES.values()), strict=False):
+        assert_equals_uncut(CASES[name], places, recipe)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CASES)
-def test_vanilla_equals_the_uncut_model_at_every_cut(name: str, recipe: str) -> None:
-    cuts = possible(CASES[name].model(), 2)
-    assert len(cuts) == CASES[name].cuts
-    for places in cuts:
+def test_vanilla_equals_the_uncut_model_at_every_cut_under_every_optimizer(name: str, recipe: str) -> None:
+    for places in possible(CASES[name].model(), 2):
         assert_equals_uncut(CASES[name], places, RECIPES[recipe])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CUT_TWICE)
+def test_u_shaped_equals_the_uncut_model_at_every_pair_of_cuts(name: str) -> None:
+    for places, recipe in zip(possible(CASES[name].model(), 3), cycle(RECIPES.values()), strict=False):
+        assert_equals_uncut(CASES[name], places, recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.cuts > 1])
-def test_u_shaped_equals_the_uncut_model_at_some_pairs_of_cuts(name: str, recipe: str) -> None:
-    cuts = Random(f"{name} {recipe}").sample(singles := possible(CASES[name].model(), 3), min(3, len(singles)))
-    assert cuts
-    for places in cuts:
-        assert_equals_uncut(CASES[name], places, RECIPES[recipe])
+@pytest.mark.parametrize("places", [("3",), ("0", "4")], ids=["vanilla", "u_shaped"])
+def test_turns_of_a_whole_epoch_equal_the_uncut_model_too(places: tuple[str, ...], recipe: str) -> None:
+    assert_equals_uncut(CASES["mlp"], places, RECIPES[recipe], turn="epoch")

@@ -135,7 +135,7 @@ class Tagger(nn.Module):
         h = torch.relu(self.mix(torch.cat([seen, state], -1)))
         if mask is not None:
             h = h * mask
-        steps = torch.ones(ids.size(1)) * torch.arange(ids.size(1), device=ids.device).view(1, -1, 1)
+        steps = (torch.ones(ids.size(1)) * torch.arange(ids.size(1), device=ids.device)).view(1, -1, 1)
         return self.out(h) + steps * torch.tensor(0.5), h
 
 

@@ -103,7 +103,7 @@ def test_tied_weights_and_shared_state_are_refused_but_a_shared_relu_is_not() ->
     refused("'norm.weight' is used in parts", lambda n, x: n.fc2(n.norm(n.fc1(n.norm(x)))))
     refused("'scale' is used in parts", lambda n, x: n.fc2(n.fc1(x * n.scale)) * n.scale)
     shared = Net(straight)
-    shared.norm.running_var = shared.scale  # type: ignore[assignment]
+    shared.norm.running_var = shared.scale
     shared.run = lambda n, x: n.fc2(n.norm(n.fc1(x * n.scale)))
     refused("tied weights", shared)
     cut(Net(straight), "fc2", ("bottom", "top"))

@@ -135,9 +135,14 @@ class Plan:
     def topology(self) -> Topology:
         return TOPOLOGIES[self.terms.topology]()
 
-    @property
+    @cached_property
+    def first(self) -> dict[str, str]:
+        """The first party that fills each role."""
+        return {party.role: name for name, party in reversed(self.terms.parties.items())}
+
+    @cached_property
     def conductor(self) -> str:
-        return self.terms.conductor or self.terms.filling("server")[0]
+        return self.terms.conductor or self.first["server"]
 
     def canonical(self) -> bytes:
         """The bytes that the digest covers: JSON with a fixed order."""

@@ -39,7 +39,10 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a `Run` gave: outputs (load, forward) or gradients by edge (backward); sums where the node is a loss."""
+    """What a `Run` gave: outputs (load, forward) or gradients by edge (backward); sums where the node is a loss.
+
+    A party has one thread, so these come in the order of their `Run`s.
+    """
 
     ticket: Ticket
     node: str
@@ -117,9 +120,10 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Close the link to `peer`; the run goes on."""
+    """Close the link to `peer`; the run goes on. `reason` is for a person."""
 
     peer: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from cutlayer.protocol.messages import Purpose
 class Slot:
     """A turn's place in a replica's queue.
 
-    For training, `step` is the one whose tickets may run, and `drained` counts its tickets whose backward ran. For
-    evaluation the whole turn is one step, and `drained` counts forwards.
+    For training, `step` is the one whose tickets may run, and `drained` counts those of its tickets that are through.
+    For evaluation the whole turn is one step.
     """
 
     turn: int
@@ -52,7 +52,7 @@ class Gate:
     def offer(self, run: Run) -> Iterator[Run]:
         """The work that may run now: `run` and what waited for it, or nothing."""
         self._waiting.append(run)
-        return self.release()
+        return self.release() if self._is_due(run) else iter(())
 
     def release(self) -> Iterator[Run]:
         """Waiting work whose time has come, in order."""

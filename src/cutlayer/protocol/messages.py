@@ -4,6 +4,8 @@ A message moves the run; a control frame (`Ping`, `Refuse`) concerns only the li
 file cannot be said: the decoder refuses it by name before anything else looks at it.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -12,12 +14,18 @@ from cutlayer.plan.tensors import TensorShape
 
 VERSION = 1
 
+SENTENCE = 4096
+
 Name = Annotated[str, Meta(max_length=128)]
-Sentence = Annotated[str, Meta(max_length=4096)]
+Sentence = Annotated[str, Meta(max_length=SENTENCE)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Tensors = Annotated[tuple[TensorShape, ...], Meta(max_length=64)]
 Sums = Annotated[dict[Name, float], Meta(max_length=64)]
 Purpose = Literal["train", "eval"]
+
+
+SCORES = ({"loss", "normaliser"}, {"loss", "normaliser", "correct", "count"})
+"""What a loss adds up: without, or with, a count of right answers."""
 
 
 class Ticket(Struct, frozen=True, array_like=True, order=True):
@@ -73,7 +81,11 @@ class Forward(Struct, frozen=True, tag="forward"):
 
 
 class Backward(Struct, frozen=True, tag="backward"):
-    """The gradient of the loss *sum* on its way back along an edge, with the ticket's loss normaliser."""
+    """The gradient of the loss *sum* on its way back along an edge, with the ticket's loss normaliser.
+
+    It answers a `Forward`. Where there is no gradient (evaluation, a frozen segment) it carries no tensors and only
+    says that the activation was used; in evaluation the normaliser is 0.
+    """
 
     ticket: Ticket
     edge: Name
@@ -103,6 +115,12 @@ class Refuse(Struct, frozen=True, tag="refuse"):
 
     rule: Name
     detail: Sentence
+
+
+def is_sound(sums: Mapping[str, float]) -> bool:
+    """Whether these can be the sums of a loss: known ones, finite, and where they count something not negative."""
+    counts = [value for name, value in sums.items() if name != "loss"]
+    return sums.keys() in SCORES and all(map(math.isfinite, sums.values())) and min(counts) >= 0
 
 
 Message = Hello | Welcome | Turn | Forward | Backward | Report | Bye

@@ -12,7 +12,7 @@ from cutlayer.protocol.wire import body_bytes
 
 @dataclass(frozen=True, slots=True)
 class EdgeRoute:
-    """An edge with the parties at its ends. `returns` says whether its activations are answered; raw data is not."""
+    """An edge with the parties at its ends. `returns` says whether what it carries is answered; raw data is not."""
 
     name: str
     source: str
@@ -21,18 +21,20 @@ class EdgeRoute:
     target_party: str
     tensors: tuple[TensorSpec, ...]
     returns: bool
+    differentiable: bool
+    """Whether an answer has gradients, when training."""
 
     def shapes(self, rows: int) -> tuple[TensorShape, ...]:
         """What an activation of so many rows looks like."""
         return tuple(spec.for_rows(rows) for spec in self.tensors)
 
     def gradient_shapes(self, rows: int) -> tuple[TensorShape, ...]:
-        """What its gradient looks like: the differentiable tensors only. Behind a frozen segment there are none."""
+        """What its gradient looks like: the differentiable tensors only, so that a frozen segment gets none."""
         return tuple(spec.for_rows(rows) for spec in self.tensors if spec.differentiable)
 
     def answer_shapes(self, rows: int, purpose: Purpose) -> tuple[TensorShape, ...]:
         """What answers an activation: its gradient when training, else no tensors."""
-        return self.gradient_shapes(rows) if purpose == "train" else ()
+        return self.gradient_shapes(rows) if self.differentiable and purpose == "train" else ()
 
 
 class Route:
@@ -61,11 +63,21 @@ class Route:
             target_party=self.party_of[target],
             tensors=plan.contents.edges[name],
             returns=any(source == segment.name for segment in plan.topology.segments),
+            differentiable=_gives_gradient(plan, name),
         )
 
     def _replica(self, plan: Plan, segment: str) -> Replica:
         shared = plan.topology.segment(segment).role == "server" and SCHEDULES[plan.terms.schedule].server_shared
         return segment, self.party_of[segment] if shared else self.owner
+
+
+def _gives_gradient(plan: Plan, edge: str) -> bool:
+    """Whether the loss has a gradient with respect to what an edge carries."""
+    if not any(spec.differentiable for spec in plan.contents.edges[edge]):
+        return False
+    target = edge.split("->")[1]
+    onward = plan.topology.outputs(target)
+    return not onward or any(_gives_gradient(plan, each.name) for each in onward)
 
 
 def parties_on_the_way(plan: Plan, owner: str) -> frozenset[str]:
@@ -74,7 +86,7 @@ def parties_on_the_way(plan: Plan, owner: str) -> frozenset[str]:
 
 
 def _holder(plan: Plan, role: str, owner: str) -> str:
-    return owner if plan.terms.parties[owner].role == role else plan.terms.filling(role)[0]
+    return owner if plan.terms.parties[owner].role == role else plan.first[role]
 
 
 def largest_body_bytes(plan: Plan) -> int:

@@ -32,16 +32,19 @@ from cutlayer.protocol.events import (
     Tick,
 )
 from cutlayer.protocol.messages import (
+    SENTENCE,
     VERSION,
     Backward,
     Bye,
     Forward,
     Hello,
+    Ping,
     Refuse,
     Report,
     Rows,
     Turn,
     Welcome,
+    is_sound,
 )
 from cutlayer.protocol.rules import MOVES
 from cutlayer.protocol.traffic import Traffic
@@ -64,13 +67,8 @@ class Session:
         self._traffic = Traffic(plan, me)
         self._schedule: Iterator[tuple[int, Work]] = iter(())
         self._schedule_begun = False
-        self._opened = -1
-        self._granted: dict[int, OpenTurn] = {}
-        self._unreported: dict[int, set[str]] = {}
-        """Conductor: who has not reported each granted turn."""
-        self._awaited: set[tuple[str, int]] = set()
-        """Member: the losses of my rows that others hold, by holder and turn."""
-        self._heard: dict[int, OpenTurn] = {}
+        self._unreported: dict[int, OpenTurn] = {}
+        """Turns with reports still due: to the conductor from all who take part, to a member its own rows' losses."""
 
     def feed(self, event: Event) -> list[Action]:
         """What to do about an event. Never raises for what a peer did: that becomes `Send(Refuse)` and `Fail`."""
@@ -93,8 +91,7 @@ class Session:
             case Received():
                 self._received(event)
             case Connected():
-                self.states[event.peer] = "connected"
-                self._send(event.peer, Hello(VERSION, self.plan.digest, self.me, self.rows))
+                self._connected(event.peer)
             case Lost():
                 self._lost(event)
             case Tick():
@@ -104,15 +101,30 @@ class Session:
 
     # ------------------------------------------------------------------ messages
 
+    def _connected(self, peer: str) -> None:
+        state = self.states.get(peer)
+        if peer not in self.peers or state in {"closing", "gone"}:
+            self._traffic.out.append(Drop(peer, f"{peer} has no part in the run, or not any more"))
+            self._lost(Lost(peer, "it connected anew"))
+        elif state is None or not self._schedule_begun:
+            self.states[peer] = "connected"
+            self.members.pop(peer, None)
+            self._send(peer, Hello(VERSION, self.plan.digest, self.me, self.rows))
+        else:
+            raise ChannelClosed(f"{peer} connected anew: what was under way on its older link is lost")
+
     def _received(self, event: Received) -> None:
         peer, message = event.peer, event.message
+        state = self.states.get(peer)
+        if state is None or isinstance(message, Ping):
+            return  # what a peer said before it was sent away is moot
         if isinstance(message, Refuse):
-            raise PeerStopped(f"{peer} refused a message of ours by the rule {message.rule!r}: {message.detail}")
+            self._stopped(peer, f"{peer} refused a message of ours by the rule {message.rule!r}: {message.detail}")
+            return
         if isinstance(message, Bye) and message.reason:
-            self.states[peer] = "gone"
-            raise PeerStopped(f"{peer} ended the run: {message.reason}")
+            self._stopped(peer, f"{peer} ended the run: {message.reason}")
+            return
         kinship = "conductor" if peer == self.plan.conductor else "member"
-        state = self.states.get(peer, "absent")
         following = MOVES.get((kinship, state, type(message)))
         if following is None:
             raise RemoteProtocolError("out-of-order", peer, f"{type(message).__name__} from a peer that is {state}")
@@ -157,31 +169,31 @@ class Session:
         self._begin_schedule()
 
     def _turn(self, peer: str, turn: Turn) -> None:
-        while self._opened < turn.number and (opened := self._open_next()) is not None:
-            if opened.number == turn.number and opened.message() == turn and self._takes_part(self.me, opened):
-                opened.granted = True
-                self._traffic.begin()
-                return
-        raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
+        opened = self._open_mine()
+        if opened is None or opened.message() != turn:
+            raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
+        opened.granted = True
+        self._traffic.begin()
 
     def _report(self, peer: str, report: Report) -> None:
-        if self.conducts:
-            turn = self._granted.get(report.turn)
-            if turn is None or peer not in self._unreported[report.turn]:
-                raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} is not open, or was reported")
-            if set(report.sums) != {owner for owner in turn.work.parties if self._holds_loss(peer, owner)}:
-                raise RemoteProtocolError("wrong-report", peer, f"losses of {sorted(report.sums)} are not its to tell")
+        turn = self._unreported.get(report.turn)
+        if turn is None or peer not in turn.unreported:
+            raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} was reported, or is not open")
+        owners = turn.work.parties if self.conducts else (self.me,)
+        if report.sums.keys() != {owner for owner in owners if peer in self._loss_holders(owner)}:
+            raise RemoteProtocolError(
+                "wrong-report", peer, f"turn {turn.number}: it tells others' losses, or not its own"
+            )
+        if not all(map(is_sound, report.sums.values())):
+            raise RemoteProtocolError("wrong-report", peer, f"turn {turn.number}: no loss has such sums")
+        turn.unreported.discard(peer)
+        if report.sums:
             self._tell(turn, report.sums)
-            self._unreported[report.turn].discard(peer)
-        elif (peer, report.turn) in self._awaited and set(report.sums) == {self.me}:
-            self._awaited.discard((peer, report.turn))
-            self._tell(self._heard.pop(report.turn), report.sums)
-        else:
-            raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} was reported, or is not ours")
+        self._close_reported()
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
-            if self._traffic.turns or self._awaited or self._open_next() is not None:
+            if self._traffic.turns or self._unreported or self._open_mine() is not None:
                 raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
             self._send(peer, Bye())
 
@@ -207,15 +219,27 @@ class Session:
         number, work = next(self._schedule, (None, None))
         if number is None or work is None:
             return None
-        self._opened = number
         turn = OpenTurn(number, work, self.members, self.plan.terms.training)
-        if self._takes_part(self.me, turn):
+        parties = self._traffic.parties(turn)
+        if self.me in parties:
             self._traffic.open(turn)
-            if self.me in turn.steps and not self.conducts:
-                for holder in self._loss_holders(self.me) - {self.me}:
-                    self._awaited.add((holder, number))
-                    self._heard[number] = turn
+        if self.conducts:
+            turn.unreported = set(parties)
+        elif self.me in turn.steps:
+            turn.unreported = self._loss_holders(self.me) - {self.me}
+        if turn.unreported:
+            self._unreported[number] = turn
         return turn
+
+    def _open_mine(self) -> OpenTurn | None:
+        """Go on in the schedule to the next turn in which I take part."""
+        while (turn := self._open_next()) is not None and turn.number not in self._traffic.turns:
+            pass
+        return turn
+
+    def _close_reported(self) -> None:
+        for number in [number for number, turn in self._unreported.items() if not turn.unreported]:
+            del self._unreported[number]
 
     def _progress(self) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
@@ -236,16 +260,13 @@ class Session:
 
     def _grant(self) -> None:
         """Conductor: close the turns that all have reported, grant the next ones, say goodbye after the last."""
-        for number in [number for number, parties in self._unreported.items() if not parties]:
-            del self._unreported[number], self._granted[number]
+        self._close_reported()
         while len(self._unreported) < self.limits.turns_ahead and (turn := self._open_next()) is not None:
-            participants = {name for name in self.plan.terms.parties if self._takes_part(name, turn)}
-            self._unreported[turn.number] = participants
-            self._granted[turn.number] = turn
             turn.granted = True
+            message = turn.message()
             for peer in self.peers:
-                if peer in participants:
-                    self._send(peer, turn.message())
+                if peer in turn.unreported:
+                    self._send(peer, message)
             self._traffic.begin()
         if not self._unreported and self._all_are("running"):
             for peer in self.peers:
@@ -259,7 +280,7 @@ class Session:
             if turn.sums:
                 self._tell(turn, turn.sums)
             if self.conducts:
-                self._unreported[turn.number].discard(self.me)
+                turn.unreported.discard(self.me)
                 for peer in self.peers:
                     if peer in turn.sums:
                         self._send(peer, Report(turn.number, {peer: turn.sums[peer]}))
@@ -268,15 +289,9 @@ class Session:
                 self._send(self.plan.conductor, Report(turn.number, turn.sums))
             self._traffic.begin()
 
-    def _takes_part(self, party: str, turn: OpenTurn) -> bool:
-        return any(party in self._traffic.route(owner).parties for owner in turn.work.parties)
-
     def _loss_holders(self, owner: str) -> set[str]:
         route = self._traffic.route(owner)
         return {route.party_of[name] for name in route.losses}
-
-    def _holds_loss(self, party: str, owner: str) -> bool:
-        return party in self._loss_holders(owner)
 
     def _tell(self, turn: OpenTurn, sums: dict[str, dict[str, float]]) -> None:
         self._traffic.out.append(Tell(turn.number, turn.purpose, turn.work.round, sums))
@@ -287,38 +302,50 @@ class Session:
         self._traffic.out.append(Send(peer, message))
 
     def _refuse(self, error: RemoteProtocolError) -> None:
-        """Before the run a stranger is sent away and the others wait on; in the run the run ends."""
-        self._traffic.out = [Send(error.peer, Refuse(error.rule, error.detail))]
-        if self.conducts and not self._schedule_begun:
-            self.states.pop(error.peer, None)
-            self.members.pop(error.peer, None)
-            self._traffic.out.append(Drop(error.peer))
-        else:
-            self.states.pop(error.peer, None)
+        """Before the run a peer that breaks a rule is sent away and the others wait on; in the run the run ends."""
+        self._traffic.out = [Send(error.peer, Refuse(error.rule, error.detail[:SENTENCE]))]
+        if not self._sent_away(error.peer, str(error)):
+            del self.states[error.peer]
             self._fail(error)
+
+    def _stopped(self, peer: str, sentence: str) -> None:
+        sentence = "".join(char if char.isprintable() else " " for char in sentence)
+        if not self._sent_away(peer, sentence):
+            self.states[peer] = "gone"
+            raise PeerStopped(sentence)
+
+    def _sent_away(self, peer: str, reason: str) -> bool:
+        """Conductor, before the run: close the link to a peer, which may come again."""
+        if not self.conducts or self._schedule_begun:
+            return False
+        del self.states[peer]
+        self.members.pop(peer, None)
+        self._traffic.out.append(Drop(peer, reason))
+        return True
 
     def _fail(self, error: CutlayerError) -> None:
         self.over = True
         for peer, state in self.states.items():
             if state != "gone":
-                self._send(peer, Bye(reason=error.told[:4096] or type(error).__name__))
+                self._send(peer, Bye(reason=error.told[:SENTENCE] or type(error).__name__))
         self._traffic.out.append(Fail(error))
 
     def _lost(self, event: Lost) -> None:
-        state = self.states.pop(event.peer, "gone")
+        state = self.states.get(event.peer)
         if state in {"gone", "closing"}:
             self.states[event.peer] = "gone"
             self._progress()
-            return
-        if self.conducts and not self._schedule_begun:
+        elif state is not None and self.conducts and not self._schedule_begun:
+            del self.states[event.peer]
             self.members.pop(event.peer, None)
-            return
-        raise ChannelClosed(f"{event.peer} is lost: {event.reason}")
+        elif state is not None:
+            self.states[event.peer] = "gone"
+            raise ChannelClosed(f"{event.peer} is lost: {event.reason}")
 
     def _check_patience(self, waited_s: float) -> None:
         if not self._schedule_begun:
             limit_s = self.limits.join_timeout_s
-        elif self._traffic.turns or self.conducts:
+        elif self.conducts or any(turn.under_way for turn in self._traffic.turns.values()):
             limit_s = self.limits.progress_timeout_s
         else:
             limit_s = self.limits.turn_timeout_s
@@ -342,7 +369,9 @@ class Session:
         if not self._schedule_begun:
             missing = [peer for peer in self.peers if self.states.get(peer) != "joined"]
             return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
-        owing = {name for parties in self._unreported.values() for name in parties} - {self.me}
         if self.conducts:
-            return f"{', '.join(sorted(owing or self.peers))} to answer"
+            oldest = next(iter(self._unreported.values()), None)
+            owing = oldest.unreported - {self.me} if oldest else set()
+            leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
+            return f"{', '.join(sorted(owing) or leaving)} to {'answer' if oldest else 'leave'}"
         return f"{self.peers[0]} to answer" if self._traffic.turns else f"{self.peers[0]} to grant a turn"

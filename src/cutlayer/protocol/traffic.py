@@ -9,6 +9,7 @@ without tensors. So the owner of the rows always knows how far the others are, a
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 
 from cutlayer.errors import Diverged, RemoteProtocolError
 from cutlayer.plan.plan import Plan
@@ -111,7 +112,7 @@ class Traffic:
         if flight is None or (edge.source, "forward") not in flight.seen:
             raise RemoteProtocolError("gradient-before-activation", peer, f"{edge.name} for {ticket}")
         self._check_shapes(peer, message, edge.answer_shapes(flight.batch.rows, turn.purpose))
-        self._check_normaliser(peer, message)
+        self._check_normaliser(peer, message, flight)
         turn.under_way = True
         flight.normaliser = message.normaliser
         self._answered(turn, ticket, flight, edge, payload)
@@ -135,9 +136,14 @@ class Traffic:
             sent, due = (", ".join(map(str, shapes)) or "nothing" for shapes in (message.tensors, expected))
             raise RemoteProtocolError("wrong-shape", peer, f"{sent} on {message.edge} for {message.ticket}; due: {due}")
 
-    def _check_normaliser(self, peer: str, message: Backward) -> None:
-        normaliser, training = message.normaliser, message.ticket.purpose == "train"
-        if not (math.isfinite(normaliser) and normaliser > 0 if training else normaliser == 0):
+    def _check_normaliser(self, peer: str, message: Backward, flight: Flight) -> None:
+        """Each of a training ticket's gradients bears the loss's own normaliser, which I know if the loss is mine."""
+        normaliser = message.normaliser
+        if message.ticket.purpose == "train":
+            right = math.isfinite(normaliser) and normaliser > 0 and flight.normaliser in {0.0, normaliser}
+        else:
+            right = normaliser == 0
+        if not right:
             raise RemoteProtocolError("wrong-normaliser", peer, f"{normaliser} for {message.ticket}")
 
     def _flight(self, turn: OpenTurn, ticket: Ticket) -> Flight:
@@ -219,19 +225,22 @@ class Traffic:
         if turn.purpose == "train" and (grads or not route.outputs[node]):
             self._offer(Run(ticket, node, "backward", route.replicas[node], grads))
         else:
-            self._through(turn, ticket, flight, node, {})
+            self._through(turn, ticket, flight, node, None)
 
     def _offer(self, run: Run) -> None:
         self.out += self._gates[run.replica].offer(run)
 
     # ------------------------------------------------------------------ when a replica's step has drained
 
-    def _through(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: dict[str, Value]) -> None:
+    def _through(
+        self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: Mapping[str, Value] | None
+    ) -> None:
         """One ticket is through one replica of mine: answer its activations, with gradients where there are any."""
         route = self.route(ticket.owner)
         for edge in route.inputs[node]:
             if edge.returns:
-                self._move_back(turn, ticket, flight, edge, grads.get(edge.name, ()))
+                value = grads[edge.name] if grads is not None and edge.differentiable else ()
+                self._move_back(turn, ticket, flight, edge, value)
         gate = self._gates[route.replicas[node]]
         slot = gate.slots[0]
         slot.drained += 1

@@ -8,6 +8,10 @@ from cutlayer.plan.schedule import Train, Work
 from cutlayer.protocol.events import Value
 from cutlayer.protocol.messages import Purpose, Rows, Ticket, Turn
 
+WINDOW: dict[Purpose, int] = {"train": 1, "eval": 2}
+"""Steps that an owner of rows has in flight at a time. Training waits for the step before it; evaluation keeps enough
+in flight to hide the round trip, and little to hold."""
+
 
 @dataclass(slots=True)
 class Flight:
@@ -19,6 +23,9 @@ class Flight:
     seen: set[tuple[str, str]] = field(default_factory=set)
     """(edge, "forward" | "backward") that arrived, and (node, "forward") that ran."""
     normaliser: float = 0.0
+    """The loss's, when training: from the loss itself, or from the first gradient."""
+    drained: int = 0
+    """When evaluating: replicas of mine that it is through."""
 
 
 class OpenTurn:
@@ -32,17 +39,21 @@ class OpenTurn:
         self._training = training
         self.steps = {owner: self._steps(owner) for owner in work.parties}
         self.due = dict.fromkeys(work.parties, 0)
-        """The step that each owner's training tickets belong to."""
+        """Steps of each owner that are through: when training, the number of the one that is in flight."""
         self.begun = 0
         """Steps that this party has begun on its own rows."""
         self.flights: dict[Ticket, Flight] = {}
         self.finished: set[Ticket] = set()
         """Evaluation tickets that are through; training tickets are known by their step."""
         self.granted = False
+        self.under_way = False
+        """A peer has sent something of this turn, so it is at work on it."""
         self.replicas_left = 0
         """Replicas of mine that have not finished this turn."""
         self.step_left = 0
         """Replicas of mine that have not finished the step that is due."""
+        self.unreported: set[str] = set()
+        """Whose reports are due."""
         self.sums: dict[str, dict[str, float]] = {}
 
     def _steps(self, owner: str) -> int:
@@ -67,6 +78,11 @@ class OpenTurn:
         if ticket.micro >= len(parts):
             return None
         return Batch(self.work.round, *parts[ticket.micro], held_out=self.purpose == "eval")
+
+    def is_due(self, ticket: Ticket) -> bool:
+        """Whether its owner may have this ticket in flight, or have had it when evaluating."""
+        ahead = ticket.step - self.due[ticket.owner]
+        return ahead < WINDOW[self.purpose] and (ahead >= 0 or self.purpose == "eval")
 
     def _parts(self, owner: str, step: int) -> list[tuple[int, int]]:
         rows, training = self._members[owner], self._training

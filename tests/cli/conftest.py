@@ -1,0 +1,68 @@
+"""Runs the command line in this process, as a person would type it."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cutlayer.cli import main
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one sentence of an error."""
+        assert "Traceback" not in self.err
+        assert self.code == 2, (self.code, self.err)
+        return self.err
+
+
+CommandLine = Callable[..., Typed]
+
+
+@pytest.fixture
+def cutlayer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """`cutlayer("plan", "check")` types `cutlayer plan check`."""
+
+    def typed(*arguments: object) -> Typed:
+        monkeypatch.setattr(sys, "argv", ["cutlayer", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        code = 0
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        told = capsys.readouterr()
+        return Typed(code, told.out, told.err)
+
+    return typed
+
+
+@pytest.fixture
+def project(cutlayer: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project that `cutlayer init` writes; the test runs inside it."""
+    folder = tmp_path / "first-run"
+    assert cutlayer("init", folder).code == 0
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def edit(project: Path) -> Callable[[str, str, str], None]:
+    """`edit("plan.toml", old, new)` changes a file of the project; `old` must be there."""
+
+    def edited(name: str, old: str, new: str) -> None:
+        text = (project / name).read_text()
+        assert old in text
+        (project / name).write_text(text.replace(old, new))
+
+    return edited
