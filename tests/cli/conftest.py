@@ -2,31 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cli.typed import CommandLine, Typed
 from cutlayer.cli import main
-
-
-@dataclass(frozen=True)
-class Typed:
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def sentence(self) -> str:
-        """The one sentence of an error."""
-        assert "Traceback" not in self.err
-        assert self.code == 2, (self.code, self.err)
-        return self.err
-
-
-CommandLine = Callable[..., Typed]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CommandLine
+
+from cli.typed import CommandLine
 
 Edit = Callable[[str, str, str], None]
 
@@ -36,9 +37,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize(("table", "words"), TABLES.items())
-def test_a_table_that_cannot_be_used(
-    cutlayer: CommandLine, project: Path, table: str, words: tuple[str, str]
-) -> None:
+def test_a_table_that_cannot_be_used(cutlayer: CommandLine, project: Path, table: str, words: tuple[str, str]) -> None:
     (project / "hospital-a.csv").write_text(table)
     sentence = cutlayer("simulate").sentence.lower()
     for word in words:
@@ -91,9 +90,7 @@ def test_port_in_use(cutlayer: CommandLine, ready: Path, taken_port: int) -> Non
     assert str(taken_port) in sentence
 
 
-def test_an_unreachable_server_is_tried_and_then_named(
-    cutlayer: CommandLine, project: Path, edit: Edit
-) -> None:
+def test_an_unreachable_server_is_tried_and_then_named(cutlayer: CommandLine, project: Path, edit: Edit) -> None:
     with (project / "plan.toml").open("a") as plan:
         plan.write("\n[limits]\njoin_timeout_s = 0.6\n")
     assert cutlayer("keys", "demo").code == 0

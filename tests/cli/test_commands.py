@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import CommandLine
+from cli.typed import CommandLine
 
 Edit = Callable[[str, str, str], None]
 

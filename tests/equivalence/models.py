@@ -141,18 +141,39 @@ def recurrent() -> nn.Module:
     return Parts(reader=Reader(), attention=Attention(), scorer=Scorer())
 
 
-class Gated(nn.Module):
-    """What crosses after `fc2` is a tensor with a gradient, one of whole numbers without, and one of truth values."""
+class Gate(nn.Module):
+    """Returns a tensor with a gradient, one of whole numbers and one of truth values without."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.fc1, self.fc2 = nn.Linear(6, 5), nn.Linear(5, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h = self.fc1(x)
-        rank, gate = h.argsort(1), h > 0
-        h = torch.tanh(self.fc2(h))
-        return self.fc3(torch.where(gate, h, 0.1 * h).gather(1, rank))  # type: ignore[no-any-return]
+        return torch.tanh(self.fc2(h)), h.argsort(1), h > 0
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 4)
+
+    def forward(self, h: Tensor, rank: Tensor, open_: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.where(open_, h, 0.1 * h).gather(1, rank)
+        return torch.relu(self.fc(h)), rank
+
+
+class Ranked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, h: Tensor, rank: Tensor) -> Tensor:
+        return self.fc(h) * rank[:, :3]  # type: ignore[no-any-return]
+
+
+def gated() -> nn.Module:
+    return Parts(gate=Gate(), gated=Gated(), ranked=Ranked())
 
 
 class InPlaceFirst(nn.Module):
@@ -198,7 +219,7 @@ CASES: dict[str, Case] = {
     "unet": Case(build=UNet, shape=(2, 4, 4), cuts=6, label_shape=(4, 4)),
     "transformer": Case(build=Transformer, shape=(5,), cuts=4, vocabulary=9),
     "recurrent": Case(build=recurrent, shape=(4,), cuts=2, vocabulary=9),
-    "gated": Case(build=Gated, shape=(6,), cuts=2),
+    "gated": Case(build=gated, shape=(6,), cuts=2),
     "in place first": Case(build=InPlaceFirst, shape=(6,), cuts=3),
 }
 

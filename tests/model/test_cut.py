@@ -299,17 +299,18 @@ def assert_equal_step(model: nn.Module, at: Sequence[str], inputs: Tensors, *, t
     torch.testing.assert_close(dict(model.named_buffers()), dict(whole.named_buffers()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_parts_equal_the_uncut_model_at_every_cut(name: str, training: bool) -> None:
+def test_parts_equal_the_uncut_model_at_every_cut(name: str) -> None:
     case = CASES[name]
     model, inputs = made(case)
-    for layer in layers(model):
+    for number, layer in enumerate(layers(model)):
         if layer in case.refused:
             with pytest.raises(CutError, match=case.refused[layer]):
                 cut(model, layer, ("bottom", "top"))
         else:
-            assert_equal_step(model, [layer], inputs, training=training)
+            assert_equal_step(model, [layer], inputs, training=True)
+            if number % 3 == 0:
+                assert_equal_step(model, [layer], inputs, training=False)
 
 
 def assert_equal_at_pairs(case: Case, most: int) -> None:
@@ -327,7 +328,7 @@ def assert_equal_at_pairs(case: Case, most: int) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_three_parts_equal_the_uncut_model_at_some_pairs_of_cuts(name: str) -> None:
-    assert_equal_at_pairs(CASES[name], 8)
+    assert_equal_at_pairs(CASES[name], 5)
 
 
 @pytest.mark.slow

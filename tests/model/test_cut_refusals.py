@@ -1,10 +1,12 @@
 """Where a model cannot be cut, the error says why and what to do; and the model stays as it was."""
 
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cutlayer.errors import CutError
 from cutlayer.model.cut import At, cut
@@ -120,7 +122,29 @@ def test_what_fx_cannot_trace_is_refused_with_its_reason_and_the_way_out() -> No
     refused("give explicit parts", encoder, "layers.0")
     refused(r"takes '\*x: ", Starred())
     refused("returns a dict", lambda n, x: {"out": straight(n, x)})
-    refused("random numbers", lambda n, x: straight(n, x) + torch.randn(4))
+
+
+def test_a_forward_that_does_what_its_graph_would_not_is_refused() -> None:
+    def without_gradients(net: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = net.fc1(x)
+        return net.fc2(x)  # type: ignore[no-any-return]
+
+    def in_half(net: Net, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = net.fc1(x)
+        return net.fc2(x.float())  # type: ignore[no-any-return]
+
+    def skipping(net: Net, x: Tensor) -> Tensor:
+        x = net.fc1(x)
+        return net.fc2(x) if random.random() > 0.1 else net.fc3(x)  # type: ignore[no-any-return]  # noqa: S311
+
+    refused("switches gradients or autocast", without_gradients)
+    refused("switches gradients or autocast", in_half)
+    refused("draws random numbers", skipping)
+    refused("draws random numbers", lambda n, x: straight(n, x) + torch.randn(4))
+    refused("makes a tensor of parameters", lambda n, x: n.fc2(n.fc1(x)) + list(n.fc3.parameters())[1].abs())
+    refused("or of its mode", lambda n, x: n.fc2(n.fc1(x)) + torch.tensor(1.0 if n.training else 2.0))
 
 
 class Starred(nn.Module):
@@ -174,10 +198,13 @@ class Frozen(nn.Sequential):
 
 def test_what_a_cut_would_drop_is_refused() -> None:
     refused("overrides train", Frozen(nn.Linear(4, 4), nn.Linear(4, 4)), 0)
+    mixed = nn.Sequential(Net(lambda n, x: n.fc2(F.dropout(n.fc1(x), 0.5, n.training))))
+    mixed[0].training = False
+    refused("differ in it", mixed, "0.fc1")
     hooked = Net(straight)
     hooked.register_forward_hook(lambda *_: None)
     refused("hooks", hooked)
-    refused("the model's state|add up", Extra(nn.Linear(4, 4), nn.Linear(4, 4)), 0)
+    refused(r"would not add up to the model's \(_extra_state\)", Extra(nn.Linear(4, 4), nn.Linear(4, 4)), 0)
 
 
 class Extra(nn.Sequential):
@@ -188,12 +215,13 @@ class Extra(nn.Sequential):
 def test_a_refused_cut_leaves_the_model_and_the_random_numbers_as_they_were() -> None:
     def stores(net: Net, x: Tensor) -> Tensor:
         net.kept = net.fc1(x)
-        return net.fc2(net.kept) + torch.randn(4)  # type: ignore[no-any-return]
+        return net.fc2(net.kept) + torch.randn(4) * random.random()  # type: ignore[no-any-return]  # noqa: S311
 
     model = Net(stores).eval()
-    held, random = set(model.__dict__), torch.get_rng_state()
+    held, drawn = set(model.__dict__), (random.getstate(), torch.get_rng_state())
     refused("random numbers", model)
     assert set(model.__dict__) == held
     assert model.kept is None
     assert not any(module.training for module in model.modules())
-    assert torch.equal(random, torch.get_rng_state())
+    assert random.getstate() == drawn[0]
+    assert torch.equal(torch.get_rng_state(), drawn[1])

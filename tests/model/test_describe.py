@@ -103,6 +103,15 @@ def test_an_input_that_does_not_fit_is_refused_with_the_part_that_fails() -> Non
         describe(parts, (ROWS,))
 
 
+def test_shapes_are_those_of_evaluation() -> None:
+    class Auxiliary(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            return out.repeat(2, 1) if self.training else out
+
+    assert str(describe({"only": Auxiliary(4, 3)}, (ROWS,))["only"][0]) == "float32[B, 3]"
+
+
 def test_describing_touches_no_parameter_buffer_mode_or_random_number() -> None:
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

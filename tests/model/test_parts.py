@@ -174,3 +174,34 @@ def test_state_that_no_forward_uses_goes_where_its_siblings_live() -> None:
         assert {key.partition(".")[0] for key in parts["top"].state_dict()} == {"dec"}
         assert [name for name, _ in parts["top"].named_buffers() if "unsaved" in name] == ["dec.unsaved"]
         assert isinstance(parts["top"], Part)
+
+
+class ReadThenWritten(nn.Module):
+    """A tensor read above the cut before it is changed in place below it, and a first layer for each mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.train_only, self.fc, self.last, self.eval_only = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.train_only(x) if self.training else self.eval_only(x)
+        before = x + 1
+        x.relu_()
+        return self.last(self.fc(x) + before)  # type: ignore[no-any-return]
+
+
+def test_a_tensor_is_read_before_it_is_changed_in_place_even_across_a_cut() -> None:
+    model, x = ReadThenWritten(), torch.randn(3, 4)
+    for mode in (True, False):
+        parts = cut(model.train(mode), "fc", ("bottom", "top"))
+        torch.testing.assert_close(run(parts, x), model(x))
+
+
+def test_a_layer_that_only_one_mode_uses_lies_where_that_mode_uses_it() -> None:
+    model, x = ReadThenWritten(), torch.randn(3, 4)
+    parts = cut(model, "fc", ("bottom", "top"))
+    assert "eval_only.weight" in parts["bottom"].state_dict()
+    for mode in (True, False):
+        for part in (model, *parts.values()):
+            part.train(mode)
+        torch.testing.assert_close(run(parts, x), model(x))

@@ -216,7 +216,6 @@ def _returned(output: fx.Node, env: Mapping[fx.Node, fx.Node]) -> fx.Node | tupl
     if isinstance(value, fx.Node):
         return env[value]
     if not isinstance(value, (tuple, list)) or not all(isinstance(item, fx.Node) for item in value):
-        raise CutError(
-            f"the model returns a {type(value).__name__}: return a tensor or a tuple of tensors, for only these cross"
-        )
+        kind = type(value).__name__.removeprefix("immutable_")
+        raise CutError(f"the model returns a {kind} of more than tensors: return a tensor or a tuple of tensors")
     return tuple(env[item] for item in value if isinstance(item, fx.Node))

@@ -79,9 +79,13 @@ def _check_ancestors(model: nn.Module, layers: Sequence[str]) -> None:
         name = repr(path) if path else "the model"
         if type(module).train is not nn.Module.train:
             raise CutError(f"{name} overrides train(), which no part would call: move that into the layer it is about")
-        root_hooks = (module._forward_hooks or module._forward_pre_hooks) and not path
-        if root_hooks or "forward" in module.__dict__:
+        if _hooks(module) or "forward" in module.__dict__:
             raise CutError(f"{name} has hooks or a patched forward, which a cut would drop: put them on a layer inside")
+
+
+def _hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _cut_traced(model: nn.Module, layers: Sequence[str], names: Sequence[str]) -> dict[str, nn.Module]:
@@ -89,7 +93,7 @@ def _cut_traced(model: nn.Module, layers: Sequence[str], names: Sequence[str]) -
     layouts = {training: lay_out(traced, model, layers) for training, traced in traces.items()}
     same = traces[True].signature() == traces[False].signature()
     if not same:
-        _check_modes(layouts, layers)
+        _check_modes(model, layouts, layers)
     used = [layouts[True].used(part) | layouts[False].used(part) for part in range(len(names))]
     constants = {**traces[True].constants, **traces[False].constants}
     shares = share_out(model, [paths - constants.keys() for paths in used], names)
@@ -101,14 +105,17 @@ def _cut_traced(model: nn.Module, layers: Sequence[str], names: Sequence[str]) -
         for constant in sorted(used[i] & constants.keys()):
             part.register_buffer(constant, constants[constant].clone(), persistent=False)
         train = _compiled(part, part_graph(layouts[True], model, i))
-        part.runs = {True: train, False: train if same else _compiled(part, part_graph(layouts[False], model, i))}
+        evaluate = train if same else _compiled(part, part_graph(layouts[False], model, i))
+        part.follow({True: train, False: evaluate})
         parts[name] = part
     check_states(parts)
     _check_keys(model, parts)
     return parts
 
 
-def _check_modes(layouts: Mapping[bool, Layout], layers: Sequence[str]) -> None:
+def _check_modes(model: nn.Module, layouts: Mapping[bool, Layout], layers: Sequence[str]) -> None:
+    if len({module.training for module in ancestors(model, layers).values()}) > 1:
+        raise CutError(f"modules around {layers[0]!r} ask self.training, yet differ in it: call train() on the whole")
     for i, layer in enumerate(layers):
         train, evaluate = ([layout.kinds[node] for node in layout.crossings[i]] for layout in layouts.values())
         if train != evaluate:
@@ -126,8 +133,8 @@ def _compiled(part: Part, graph: fx.Graph) -> Callable[..., Any]:
 
 def _check_keys(model: nn.Module, parts: Mapping[str, nn.Module]) -> None:
     keys = [key for part in parts.values() for key in part.state_dict()]
-    strange = sorted(set(model.state_dict()).symmetric_difference(keys) | {key for key in keys if keys.count(key) > 1})
-    if strange:
+    strange = sorted(set(model.state_dict()).symmetric_difference(keys))
+    if strange or len(set(keys)) < len(keys):
         raise CutError(
             f"the parts' states would not add up to the model's ({', '.join(strange[:3])}), since a module that is cut "
             f"through saves more than its parameters and buffers: {PARTS_HINT}"

@@ -143,23 +143,22 @@ def raw_inputs(graph: fx.Graph, model: nn.Module, kinds: Mapping[fx.Node, Kind])
     """The tensors computed from a raw input without any parameter, or holding such a one; each with that input."""
     raw: dict[fx.Node, fx.Node] = {}
     learned: set[fx.Node] = set()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for node in graph.nodes:
         sources = [raw[arg] for arg in node.all_input_nodes if arg in raw]
         if node.op == "placeholder":
             raw[node] = node
         elif node.target in JOINS and sources:
             raw[node] = sources[0]
-        elif _has_parameters(node, model) or any(arg in learned for arg in node.all_input_nodes):
+        elif _learns(node, model) or any(arg in learned or arg.target in parameters for arg in node.all_input_nodes):
             learned.add(node)
         elif sources and kinds[node] == "tensor":
             raw[node] = sources[0]
     return raw
 
 
-def _has_parameters(node: fx.Node, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return any(True for _ in model.get_submodule(str(node.target)).parameters())
-    return node.op == "get_attr" and str(node.target) in dict(model.named_parameters())
+def _learns(node: fx.Node, model: nn.Module) -> bool:
+    return node.op == "call_module" and any(True for _ in model.get_submodule(str(node.target)).parameters())
 
 
 def spot(node: fx.Node) -> str:

@@ -49,10 +49,11 @@ class Loss:
         self.kind = KINDS[method.name]
         self.name = method.name
         self._options = {
-            name: torch.tensor(value) if isinstance(value, list) else value for name, value in method.options.items()
+            name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
+            for name, value in method.options.items()
         }
-        weights = method.options.get("weight")
-        self._weights = torch.tensor(weights, dtype=torch.float64) if isinstance(weights, list) else None
+        weights = self._options.get("weight")
+        self._weights = weights if isinstance(weights, Tensor) else None
 
     def total(self, output: Tensor, labels: Tensor) -> Tensor:
         """The sum over rows, a 0-d tensor with a graph."""

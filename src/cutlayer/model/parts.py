@@ -11,18 +11,19 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 
 class Part(nn.Module):
-    """One slice of a cut model, called as `part(*tensors)`; its state keeps the uncut model's names.
-
-    `runs` are its forward in training mode (True) and in evaluation mode (False).
-    """
+    """One slice of a cut model, called as `part(*tensors)`; its state keeps the uncut model's names."""
 
     def __init__(self, *, training: bool) -> None:
         super().__init__()
         self.training = training
-        self.runs: Mapping[bool, Callable[..., Any]] = {}
+        self._runs: Mapping[bool, Callable[..., Any]] = {}
+
+    def follow(self, runs: Mapping[bool, Callable[..., Any]]) -> None:
+        """Takes the part's forward in training mode (True) and in evaluation mode (False)."""
+        self._runs = runs
 
     def forward(self, *tensors: Tensor) -> Outputs:
-        out: Outputs = self.runs[self.training](self, *tensors)
+        out: Outputs = self._runs[self.training](self, *tensors)
         as_tuple(out)
         return out
 

@@ -77,15 +77,16 @@ class ModelSegment:
         """Gradients of the loss sum by input edge, given those by output edge; frees the ticket."""
         graph = self._graphs.pop(ticket)
         ends = [end for end in graph.ends if end.requires_grad]
-        if self._loss is not None:
-            torch.autograd.backward(ends)
-        else:
+        if self._loss is None:
             torch.autograd.backward(ends, _summed(grads))
+        elif ends:
+            torch.autograd.backward(ends)
         return {edge: tuple(map(_gradient, filter(_wanted, leaves))) for edge, leaves in graph.leaves.items()}
 
     def step(self, normaliser: float, number: int) -> None:
-        """Step the replica's optimizer once, in round `number`."""
+        """Step the replica's optimizer once, in round `number`; frees what no gradient came back for."""
         self.replica.step(normaliser, number)
+        self._graphs.clear()
 
     def _leaves(self, edge: str, tensors: Tensors) -> Tensors:
         """The start of a graph of our own; nothing of the sender's graph is behind it."""

@@ -1,6 +1,6 @@
 """Which part gets which layer, parameter and buffer of the uncut model, under the name it has there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -16,34 +16,24 @@ def share_out(model: nn.Module, used: Sequence[set[str]], names: Sequence[str]) 
     Raises:
         CutError: state that two parts use.
     """
-    outermost = _outermost(set().union(*used))
-    holders = {
-        path: {part for part, paths in enumerate(used) if any(within(p, path) for p in paths)} for path in outermost
-    }
+    refs: set[str] = set().union(*used)
+    outermost = {path for path in refs if not refs.intersection(_prefixes(path))}
+    holders: dict[str, set[int]] = {path: set() for path in outermost}
+    for part, paths in enumerate(used):
+        for path in paths:
+            holders[next(unit for unit in (*_prefixes(path), path) if unit in outermost)].add(part)
     state = [(path, id(tensor)) for path, tensor in state_tensors(model)]
-    units = {path: _unit(path, outermost) for path, _ in state}
+    divided = {prefix for path in outermost for prefix in _prefixes(path)}
+    units = {path: next(unit for unit in (*_prefixes(path), path) if unit not in divided) for path, _ in state}
     _follow_ties(state, units, holders, names)
     _place_unused(units, holders)
     in_order = dict.fromkeys([*units.values(), *sorted(outermost)])
     return [[path for path in in_order if part in holders[path]] for part in range(len(used))]
 
 
-def within(path: str, unit: str) -> bool:
-    """Whether `path` is `unit` or lies inside it."""
-    return path == unit or path.startswith(f"{unit}.")
-
-
-def _outermost(paths: set[str]) -> set[str]:
-    return {path for path in paths if not any(path != other and within(path, other) for other in paths)}
-
-
-def _unit(path: str, outermost: Iterable[str]) -> str:
-    """The layer or tensor with which the state at `path` goes: the largest one that no cut divides."""
-    for end in [i for i, letter in enumerate(path) if letter == "."]:
-        unit = path[:end]
-        if unit in outermost or not any(within(other, unit) for other in outermost):
-            return unit
-    return path
+def _prefixes(path: str) -> list[str]:
+    """The paths of the modules around `path`, the outermost first."""
+    return [path[:i] for i, letter in enumerate(path) if letter == "."]
 
 
 def _follow_ties(
@@ -62,11 +52,11 @@ def _follow_ties(
 
 
 def _place_unused(units: dict[str, str], holders: dict[str, set[int]]) -> None:
+    order = {path: i for i, path in enumerate(units)}
     placed = [path for path, unit in units.items() if holders[unit]]
-    for position, (path, unit) in enumerate(units.items()):
+    for path, unit in units.items():
         if not holders[unit] and placed:
-            order = {other: i for i, other in enumerate(units)}
-            nearest = max(placed, key=lambda o: (_common(path, o), -abs(order[o] - position)))
+            nearest = max(placed, key=lambda other: (_common(path, other), -abs(order[other] - order[path])))
             holders[unit] = set(holders[units[nearest]])
 
 

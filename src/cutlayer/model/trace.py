@@ -4,6 +4,7 @@ Only the forwards of the cut layers' ancestors are traced; whatever else the mod
 """
 
 import inspect
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,18 +40,18 @@ def trace(model: nn.Module, layers: Sequence[str]) -> dict[bool, Trace]:
     """The model's graph in training mode (True) and in evaluation mode (False); the model is left as it was.
 
     Raises:
-        CutError: a forward that torch.fx cannot trace, a layer called never or twice, noise drawn in a forward.
+        CutError: a forward that torch.fx cannot trace, or that does what its graph would not: draw random numbers,
+            switch gradients or autocast, make a tensor of parameters.
     """
     traced = {training: _trace(model, layers, training=training) for training in (True, False)}
     for name, constant in traced[True].constants.items():
-        other = traced[False].constants.get(name)
-        # Each trace draws numbers of its own, so a constant that is noise differs between the two.
-        if constant.requires_grad or (other is not None and not torch.equal(constant, other)):
-            raise CutError(
-                f"a forward around {_listed(layers)} makes a tensor of parameters, random numbers or its mode that "
-                f"a cut would freeze: make it in a layer of its own, or {PARTS_HINT}"
-            )
+        if constant.requires_grad or not torch.equal(constant, traced[False].constants.get(name, constant)):
+            raise CutError(_frozen(layers, "makes a tensor of parameters or of its mode"))
     return traced
+
+
+def _frozen(layers: Sequence[str], what: str) -> str:
+    return f"a forward around {_listed(layers)} {what}, which a cut would freeze: do it in a layer of its own"
 
 
 def ancestors(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
@@ -62,8 +63,7 @@ def ancestors(model: nn.Module, layers: Iterable[str]) -> dict[str, nn.Module]:
 def _trace(model: nn.Module, layers: Sequence[str], *, training: bool) -> Trace:
     through = ancestors(model, layers)
     tracer = _Tracer(model, layers, through.values())
-    with _untouched(through.values()), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(training))
+    with _untouched(through.values()), _no_randomness(layers), torch.enable_grad():
         for module in through.values():
             module.training = training
         try:
@@ -91,9 +91,9 @@ class _Tracer(fx.Tracer):
     def __init__(self, model: nn.Module, layers: Sequence[str], through: Iterable[nn.Module]) -> None:
         super().__init__(autowrap_functions=FACTORIES)
         self._autowrap_search.append(torch)  # where a forward looks `torch.zeros` up
-        self.trace_asserts = True
         self._model = model
         self._through = {id(module) for module in through}
+        self._layers, self._switches = layers, _switches()
         self._calls: dict[int, list[tuple[fx.Node, ...]]] = {id(model.get_submodule(layer)): [] for layer in layers}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -104,6 +104,11 @@ class _Tracer(fx.Tracer):
         if id(m) in self._calls:
             self._calls[id(m)].append(tuple(_nodes(out)))
         return out
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch.is_grad_enabled() is False or _switches() != self._switches:
+            raise CutError(_frozen(self._layers, "switches gradients or autocast off or on"))
+        return super().create_node(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Inputs without a default become tensors; options keep their defaults."""
@@ -157,6 +162,24 @@ def _untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
         for register, entries in registers:
             register.clear()
             register.update(entries)
+
+
+@contextmanager
+def _no_randomness(layers: Sequence[str]) -> Iterator[None]:
+    """Puts the random state back, and refuses code that moved it: what it drew would be drawn once and for all."""
+    before = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        drawn = torch.get_rng_state()
+        try:
+            yield
+            if random.getstate() != before or not torch.equal(torch.get_rng_state(), drawn):
+                raise CutError(_frozen(layers, "draws random numbers"))
+        finally:
+            random.setstate(before)
+
+
+def _switches() -> tuple[bool, ...]:
+    return torch.is_inference_mode_enabled(), *map(torch.is_autocast_enabled, ("cpu", "cuda"))
 
 
 def _untraceable(layers: Sequence[str], through: Mapping[str, nn.Module], error: Exception) -> str:

@@ -46,7 +46,7 @@ def versions() -> dict[str, str | int]:
     """What equal bits depend on."""
     return {
         "cutlayer": version("cutlayer"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -17,7 +17,7 @@ from cutlayer.plan.topology import TOPOLOGIES, Topology
 
 FORMAT = 1
 
-Option = bool | int | float | str | list[int] | list[float]
+Option = bool | int | float | str | list[int | float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

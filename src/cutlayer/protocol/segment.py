@@ -1,4 +1,4 @@
-"""What a party asks of a segment. Declared here without torch; `model` implements it, and so may an attacker's server."""
+"""What a party asks of a segment. Declared without torch; `model` implements it, and so may an attacker's server."""
 
 from collections.abc import Mapping
 from typing import Generic, Protocol, TypeVar

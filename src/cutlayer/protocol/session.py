@@ -133,6 +133,7 @@ class Session:
                 self._traffic.forward(peer, message, event.payload)
             case Backward():
                 self._traffic.backward(peer, message, event.payload)
+                self._settle()
             case Hello() | Welcome() | Turn() | Report() | Bye():
                 self._governed(peer, message)
                 self.states[peer] = following
