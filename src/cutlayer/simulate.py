@@ -123,8 +123,8 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     Raises:
         PlanError, CutError, DataError: the arguments do not hold together. Diverged: a loss became infinite or NaN.
     """
-    if not data:
-        raise DataError("data is empty: give a dataset for at least one client")
+    separate = held_out if isinstance(held_out, Mapping) else {}
+    _check_names(data, separate)
     clients = {name: PartyTerms(role="client") for name in data}
     terms = Terms(
         topology=topology,
@@ -147,7 +147,6 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         parties=clients | {"server": PartyTerms(role="server")},
     )
     agreement = draft(terms, model)
-    separate = held_out if isinstance(held_out, Mapping) else {}
     return simulate_plan(agreement, data, held_out=separate, secrets=secrets, observers=observers, device=device)
 
 
@@ -166,9 +165,9 @@ def simulate_plan(
     Raises what the arguments of `simulate` may raise, for the party that it happened to.
     """
     plan = agreement.plan
-    secrets = secrets or {name: _secret(plan.terms.seed, name) for name in plan.terms.parties}
+    secrets = {name: _secret(plan.terms.seed, name) for name in plan.terms.parties} | dict(secrets or {})
     meters = {name: Meter() for name in plan.terms.parties}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         parties = {
             name: Party(
                 plan,
@@ -222,6 +221,15 @@ def _raise_first(parties: Mapping[str, Party]) -> None:
         raise LocalProtocolError("stuck", "the simulation", "; ".join(waiting))
 
 
+def _check_names(data: Mapping[str, Data], held_out: Mapping[str, Data]) -> None:
+    if not data:
+        raise DataError("data is empty: give a dataset for at least one client")
+    if "server" in data:
+        raise DataError("'server' is the name of the party that brings no rows: call that client otherwise")
+    if strange := sorted(held_out.keys() - data.keys()):
+        raise DataError(f"held_out has rows of {', '.join(strange)}, but the clients are {', '.join(data)}")
+
+
 def _secret(seed: int, party: str) -> bytes:
     """A secret for a simulated party. Over a network each party draws its own and tells nobody."""
     return sha256(f"cutlayer simulation {seed} {party}".encode()).digest()
@@ -244,7 +252,8 @@ def _input_terms(model: nn.Module, data: Mapping[str, Data]) -> InputTerms:
     """The shape of one row, from the first sample; floats take the model's own dtype."""
     name, dataset = next(iter(data.items()))
     try:
-        x = torch.as_tensor(dataset[0][0])
+        with torch.random.fork_rng(devices=[]):
+            x = torch.as_tensor(dataset[0][0])
     except Exception as error:
         raise DataError(f"the first sample of {name} is no pair (x, y) of a tensor and a label: {error}") from error
     dtype = x.dtype

@@ -1,4 +1,4 @@
-"""Training loops written plainly: what a split run must equal. Of cutlayer only the rule of its random streams is used."""
+"""Training loops written plainly: what a split run must equal. Of cutlayer they use the rule of random streams."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,14 +111,15 @@ def train_uncut(
     """
     learner = Learner(model.parameters(), recipe)
     largest = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    losses = []
+    losses: list[float] = []
     model.train()
     for number, batches in enumerate(rounds):
         for step, (x, y) in enumerate(batches):
             ticket = (len(losses), 0, 0) if turn == "batch" else (number, step, 0)
             with _streams(model, segments, ticket):
                 total = loss(model(x.clone()), y)
-            total.backward()
+            if total.requires_grad:
+                torch.autograd.backward(total)
             losses.append(total.item())
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
@@ -137,7 +138,7 @@ def _streams(model: nn.Module, segments: Mapping[str, str], ticket: tuple[int, i
         torch.manual_seed(stream_seed(SECRETS[holder], "forward", segment, *ticket))
 
     hooks = [
-        model.get_submodule(layer).register_forward_hook(lambda *_, segment=segment: begin(segment))  # type: ignore[misc]
+        model.get_submodule(layer).register_forward_hook(lambda *_, segment=segment: begin(segment))
         for layer, segment in segments.items()
         if layer
     ]
@@ -150,7 +151,10 @@ def _streams(model: nn.Module, segments: Mapping[str, str], ticket: tuple[int, i
 
 
 def assert_equal_states(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], noise: Mapping[str, Tensor] | None = None, where: str = ""
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor] | None = None,
+    where: str = "",
 ) -> None:
     """Equal to 1e-12; to 1e-9 in the elements that `noise` marks."""
     assert list(found) == list(wanted)

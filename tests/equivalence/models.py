@@ -46,7 +46,9 @@ class Block(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)
         self.relu1, self.relu2 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         same = before == after
-        self.downsample = None if same else nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
+        self.downsample = (
+            None if same else nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x

@@ -74,7 +74,7 @@ def frozen(name: str, *layers: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["sgd", "adamw"])
 @pytest.mark.parametrize(
     ("name", "layers", "places", "way_back"),
     [
@@ -124,9 +124,7 @@ def test_layers_that_write_in_place_never_reach_the_rows_or_what_was_sent(places
     case = CASES["in place first"]
     rows, kept = case.rows(18), case.rows(18)
     given: Any = [rows[i] for i in range(18)] if lazy else rows
-    result = split(
-        case.model(), places, _Listed(given) if lazy else given, RECIPES["sgd"], held_out={"a": rows}
-    )
+    result = split(case.model(), places, _Listed(given) if lazy else given, RECIPES["sgd"], held_out={"a": rows})
     wanted = split(case.model(), places, kept, RECIPES["sgd"])
     assert_equal_states(result.model_for("a").state_dict(), wanted.model_for("a").state_dict())
     assert_equal_to_uncut(wanted, case.model(), places, slices(case.rows(18), 4), RECIPES["sgd"])

@@ -71,7 +71,7 @@ def train_alternating(
     whole = {}
     for name in data:
         own = copy.deepcopy(model)
-        whole[name] = nn.Sequential(*own[:start], *middle, *own[stop:])
+        whole[name] = nn.Sequential(*own[:start].children(), *middle.children(), *own[stop:].children())
     shared = Learner(middle.parameters(), recipe)
     owned = {name: Learner([*m[:start].parameters(), *m[stop:].parameters()], recipe) for name, m in whole.items()}
     losses: Losses = []
@@ -79,7 +79,7 @@ def train_alternating(
         batches = {name: slices(rows, SIZE, _order(rows, number, name, secrets)) for name, rows in data.items()}
         for name, x, y in _turns(batches, turn):
             total = loss(whole[name](x), y)
-            total.backward()
+            torch.autograd.backward(total)
             losses.append((name, total.item()))
             shared.step()
             owned[name].step()
@@ -105,14 +105,13 @@ def _turns(batches: Mapping[str, list[tuple[Tensor, Tensor]]], turn: str) -> lis
 
 
 def split(topology: str, data: Mapping[str, TensorDataset], recipe: Recipe = SGD, **terms: Any) -> Result:
-    settings: dict[str, Any] = {"shuffle": False, "turn": "batch"} | dict(recipe.terms) | terms
+    settings: dict[str, Any] = {"shuffle": False, "turn": "batch", "rounds": ROUNDS} | dict(recipe.terms) | terms
     return simulate(
         network(),
         cut=CUTS[topology],
         topology=topology,
         data=data,
         batch_size=SIZE,
-        rounds=ROUNDS,
         held_out=0.0,
         secrets=SECRETS,
         **settings,
@@ -130,7 +129,7 @@ def assert_same_losses(found: Losses, wanted: Losses) -> None:
 
 def distance(one: nn.Module, other: nn.Module) -> float:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs)
+    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 # ---------------------------------------------------------------------- whose turn it is
@@ -140,9 +139,7 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 @pytest.mark.parametrize("turn", ["epoch", "batch"])
 @pytest.mark.parametrize("topology", CUTS)
 def test_alternating_equals_own_client_segments_and_one_server_segment(topology: str, turn: str, recipe: str) -> None:
-    wanted, losses = train_alternating(
-        network(), CUTS[topology], classified(), recipe=RECIPES[recipe], turn=turn
-    )
+    wanted, losses = train_alternating(network(), CUTS[topology], classified(), recipe=RECIPES[recipe], turn=turn)
     result = split(topology, classified(), RECIPES[recipe], turn=turn)
     for name, model in wanted.items():
         assert_equal_states(result.model_for(name).state_dict(), model.state_dict(), where=f"at {name}")
@@ -242,9 +239,14 @@ def test_weighting_micro_batches_by_their_rows_would_be_seen() -> None:
     assert distance(right["a"], wrong["a"]) > 0.05
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    "micro_batches",
+    [1, pytest.param(2, marks=pytest.mark.xfail(strict=True, reason="a part without a counted row is refused"))],
+)
 def test_rows_with_the_ignored_label_count_neither_in_the_sum_nor_in_the_mean(micro_batches: int) -> None:
-    data = {name: TensorDataset(rows.tensors[0], _every_second_ignored(len(rows))) for name, rows in classified().items()}
+    data = {
+        name: TensorDataset(rows.tensors[0], _every_second_ignored(len(rows))) for name, rows in classified().items()
+    }
     wanted, losses = train_alternating(
         network(), CUTS["vanilla"], data, loss=lambda out, y: F.cross_entropy(out, y, ignore_index=2), turn="batch"
     )
@@ -306,9 +308,8 @@ def test_another_secret_gives_another_order() -> None:
 @pytest.mark.parametrize("topology", CUTS)
 @pytest.mark.parametrize("turn", ["epoch", "batch"])
 def test_the_order_of_delivery_changes_no_bit(topology: str, turn: str) -> None:
-    terms: dict[str, Any] = {"micro_batches": 2, "turn": turn, "shuffle": True}
-    base = split(topology, classified(), **terms)
-    held_out = {name: TensorDataset(*rows[:9]) for name, rows in classified().items()}
+    base = split(topology, classified(), micro_batches=2, turn=turn, shuffle=True, rounds=1)
+    held_out = {name: TensorDataset(*rows[:6]) for name, rows in classified().items()}
     runs = [
         simulate_plan(base.agreement, classified(), held_out=held_out, secrets=SECRETS, delivery=delivery)
         for delivery in (None, *map(random.Random, range(20)))

@@ -1,8 +1,7 @@
 """`cutlayer run` and `cutlayer simulate`: one party over a network; all parties in this process."""
 
-import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from cutlayer.errors import PlanError
 from cutlayer.observe.facts import Fact, Noticed, Progressed, Scored
+from cutlayer.observe.lines import to_line
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -62,17 +62,21 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     if party not in agreement.plan.terms.parties:
         raise PlanError(f"{party!r} is no party of {plan}; its parties are {', '.join(agreement.plan.terms.parties)}")
     network, secret = _network(here, party, insecure=insecure)
-    with _observer(facts, (party,)) as observer:
-        outcome = run_party(
-            agreement,
-            party,
-            network,
-            secret=secret,
-            data=_rows(here, here.data, plan),
-            held_out=_rows(here, here.held_out, plan),
-            observers=(observer,),
-            device=here.device,
-        )
+    try:
+        with _observer(facts, (party,)) as observer:
+            outcome = run_party(
+                agreement,
+                party,
+                network,
+                secret=secret,
+                data=_rows(here, here.data, plan),
+                held_out=_rows(here, here.held_out, plan),
+                observers=(observer,),
+                device=here.device,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"cutlayer: {party} was stopped by hand", err=True)
+        raise typer.Exit(130) from None
     saved = outcome.save(Path(here.out or f"runs/{agreement.plan.terms.name}/{party}"))
     report = outcome.report() | {"saved": str(saved)}
     _write_json(json_file, report)
@@ -203,7 +207,7 @@ def _observer(facts: bool, owners: tuple[str, ...]) -> Any:
 
 def _print_fact(fact: Fact) -> None:
     if isinstance(fact, Noticed | Progressed | Scored):
-        print(json.dumps({"fact": type(fact).__name__, **asdict(fact)}), flush=True)
+        print(to_line(fact), flush=True)
 
 
 def _write_json(path: Path | None, report: dict[str, Any]) -> None:

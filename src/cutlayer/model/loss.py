@@ -52,6 +52,8 @@ class Loss:
             name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
             for name, value in method.options.items()
         }
+        ignored = method.options.get("ignore_index")
+        self._ignored = ignored if isinstance(ignored, int) else -100
         weights = self._options.get("weight")
         self._weights = weights if isinstance(weights, Tensor) else None
 
@@ -66,24 +68,41 @@ class Loss:
             return float(labels.numel())
         if self._weights is None and "ignore_index" not in self._options:
             return float(labels.numel())
-        counted = labels[labels != self._options.get("ignore_index", -100)]
+        counted = labels[self._counted(labels)]
         return float(counted.numel() if self._weights is None else self._weights[counted.cpu()].sum())
 
     def score(self, output: Tensor, labels: Tensor) -> dict[str, float]:
         """`correct` and `count`, where an answer is right or wrong; else nothing."""
         if self.kind.classes:
-            right = output.argmax(1) == labels
-        elif self.kind.logit:
+            counted = self._counted(labels)
+            right = (output.argmax(1) == labels) & counted
+            return {"correct": float(right.sum()), "count": float(counted.sum())}
+        if self.kind.logit:
             right = (output > 0) == (labels > 0.5)
-        else:
-            return {}
-        return {"correct": float(right.sum()), "count": float(labels.numel())}
+            return {"correct": float(right.sum()), "count": float(labels.numel())}
+        return {}
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        """Which labels are not to be ignored."""
+        return labels.ne(self._ignored)
 
     def labels(self, output: TensorSpec) -> TensorSpec:
         """What the labels must look like for an output like this."""
         if self.kind.classes:
             return TensorSpec(dtype="int64", shape=(output.shape[0], *output.shape[2:]), differentiable=False)
         return TensorSpec(dtype=output.dtype, shape=output.shape, differentiable=False)
+
+    def fault(self, output: TensorSpec) -> str | None:
+        """What torch says to the options, for an output like this; tried on two rows."""
+        try:
+            labels = self.labels(output)
+            answer, target = (
+                torch.zeros(spec.for_rows(2).shape, dtype=getattr(torch, spec.dtype)) for spec in (output, labels)
+            )
+            self.total(answer, target)
+        except Exception as error:
+            return f"training.loss: torch's {self.name} refuses its options or the model's output {output}: {error}"
+        return None
 
     def classes(self, output: TensorSpec) -> int:
         """How many classes there are; 0 where labels are no classes."""

@@ -7,7 +7,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cutlayer.observe.facts import Fact, Noticed, Progressed, Scored
 
@@ -32,11 +32,16 @@ class Track:
     """How many of `LINES_PER_OWNER` lines were printed."""
 
     @property
+    def steps(self) -> str:
+        """`33/130`."""
+        return f"{self.done}/{self.total}" if self.total else ""
+
+    @property
     def numbers(self) -> str:
-        """`loss 0.123  held-out 0.956`, as far as known."""
+        """`round 3  loss 0.123  held-out 0.956`, as far as known."""
         loss = [] if self.loss is None else [f"loss {self.loss:.3f}"]
         held_out = [] if self.held_out is None else [f"held-out {self.held_out:.3f}"]
-        return "  ".join(loss + held_out)
+        return "  ".join([f"round {self.round}", *loss, *held_out])
 
     def update(self, fact: Progressed | Scored) -> None:
         """Take in a fact. In a simulation both ends of a cut tell it: nothing here goes back or counts twice."""
@@ -89,25 +94,29 @@ class ProgressBars:
         if owner not in self._tracks:
             self._tracks[owner] = Track(owner)
             if self._bars is not None:
-                self._tasks[owner] = self._bars.add_task(escape(owner), total=None, numbers="waiting")
+                self._tasks[owner] = self._bars.add_task(escape(owner), total=None, steps="", numbers="waiting")
         return self._tracks[owner]
 
     def _show(self, track: Track) -> None:
         if self._bars is not None:
             self._bars.update(
-                self._tasks[track.owner], completed=track.done, total=track.total or None, numbers=track.numbers
+                self._tasks[track.owner],
+                completed=track.done,
+                total=track.total or None,
+                steps=track.steps,
+                numbers=track.numbers,
             )
         elif track.total and track.done * LINES_PER_OWNER >= (track.told + 1) * track.total:
             track.told = track.done * LINES_PER_OWNER // track.total
-            line = f"{track.owner}  {track.done}/{track.total} steps  round {track.round}  {track.numbers}"
-            self._console.print(escape(line.rstrip()), soft_wrap=True)
+            line = f"{track.owner}  {track.steps} steps  {track.numbers}"
+            self._console.print(escape(line), soft_wrap=True)
 
 
 def _bars(console: Console) -> Progress:
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=max(8, min(40, console.width - _TEXT_WIDTH))),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[steps]}", justify="right"),
         TextColumn("[dim]{task.fields[numbers]}"),
         console=console,
     )

@@ -4,15 +4,20 @@ It is made from what the parties' meters counted on their channels, never from w
 labels that left their owner would stand here by number.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from cutlayer.observe.meter import Meter
+
+RAW = ("rows", "labels")
+DENSE_BELOW = 90
+"""Columns of a console under which tables close ranks."""
 
 Crossings = Sequence[Mapping[str, Any]]
 """One party's, as its report lists them."""
@@ -68,16 +73,20 @@ class Sheet:
 def from_reports(crossings: Mapping[str, Crossings]) -> Sheet:
     """The sheet of a run from its parties' reports: `crossings` by party, of all parties or of some.
 
-    What a party sent counts as the sender saw it; what it received counts only if its sender gave no report.
+    What a party sent counts as the sender saw it; what it received counts only if its sender gave no report. Lines
+    stand in the order in which a mini-batch meets them, the pairs of parties by name.
     """
-    merged: dict[tuple[str, ...], Line] = {}
+    seen: dict[frozenset[str], dict[Line, list[Line]]] = {}
     for party, entries in crossings.items():
         for entry in entries:
+            line = _line(party, entry)
+            pair = seen.setdefault(frozenset((line.sender, line.receiver)), {})
+            counted = pair.setdefault(replace(line, shapes=(), frames=0, rows=0, bytes=0), [])
             if entry["sent"] or entry["peer"] not in crossings:
-                line = _line(party, entry)
-                key = (line.edge, line.sender, line.receiver, line.carries)
-                merged[key] = _sum(merged[key], line) if key in merged else line
-    return Sheet(lines=tuple(sorted(merged.values(), key=lambda line: min(line.sender, line.receiver))))
+                counted.append(line)
+    return Sheet(
+        lines=tuple(_sum(lines) for pair in sorted(seen, key=sorted) for lines in seen[pair].values() if lines)
+    )
 
 
 def from_meters(meters: Mapping[str, Meter]) -> Sheet:
@@ -99,41 +108,38 @@ def _line(party: str, entry: Mapping[str, Any]) -> Line:
     )
 
 
-def _sum(one: Line, other: Line) -> Line:
+def _sum(lines: Sequence[Line]) -> Line:
+    """Training and evaluation together."""
     return replace(
-        one, frames=one.frames + other.frames, rows=one.rows + other.rows, bytes=one.bytes + other.bytes
-    )  # fmt: skip
+        lines[0],
+        frames=sum(line.frames for line in lines),
+        rows=sum(line.rows for line in lines),
+        bytes=sum(line.bytes for line in lines),
+    )
 
 
 # ---------------------------------------------------------------------- for a person
 
 
-def table(sheet: Sheet) -> Table:
-    """The sheet as a table that fits 80 columns; raw data stands out."""
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+def table(sheet: Sheet, width: int = DENSE_BELOW) -> Table:
+    """The sheet as a table for a console of this width, 80 columns or more; raw data stands out."""
+    gap = 0 if width < DENSE_BELOW else 1
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for name in ("from → to", "edge", "carries", "shape"):
         grid.add_column(name, no_wrap=True)
     for name in ("frames", "rows", "bytes"):
         grid.add_column(name, justify="right", no_wrap=True)
-    for group in _groups(sheet.lines):
-        for line in group:
-            grid.add_row(
-                f"{line.sender} → {line.receiver}",
-                line.edge,
-                line.carries,
-                ", ".join(line.shapes),
-                str(line.frames),
-                str(line.rows),
-                decimal(line.bytes),
-                style="bold red" if line.carries in {"rows", "labels"} else None,
-            )
-        grid.add_section()
+    for number, line in enumerate(sheet.lines):
+        if number and {line.sender, line.receiver} != {
+            sheet.lines[number - 1].sender,
+            sheet.lines[number - 1].receiver,
+        }:
+            grid.add_section()
+        grid.add_row(*_cells(line), style="bold red" if line.carries in RAW else None)
     return grid
 
 
-def _groups(lines: Iterable[Line]) -> list[list[Line]]:
-    """Lines by pair of parties, in order."""
-    pairs: dict[frozenset[str], list[Line]] = {}
-    for line in lines:
-        pairs.setdefault(frozenset((line.sender, line.receiver)), []).append(line)
-    return list(pairs.values())
+def _cells(line: Line) -> list[str]:
+    shapes = ", ".join(line.shapes)
+    texts = (f"{line.sender} → {line.receiver}", line.edge, line.carries, shapes, str(line.frames), str(line.rows))
+    return [*map(escape, texts), decimal(line.bytes)]

@@ -70,6 +70,8 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
     outputs = describe(parts, (terms.input.spec,))
     loss = Loss(training.loss)
     answer = outputs[topology.segments[-1].name][0]
+    if fault := loss.fault(answer):
+        raise PlanError(fault)
     contents = Contents(
         segments={name: _segment(part) for name, part in parts.items()},
         edges=_edges(topology, outputs, terms.input.spec, loss.labels(answer)),

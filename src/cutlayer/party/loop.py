@@ -1,8 +1,10 @@
 """A party on a network: reader threads fill its inbox, one thread empties it. No wait is without a limit."""
 
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -24,8 +26,12 @@ class Link:
     room: threading.Semaphore
 
 
-Item = Channel | Noticed | tuple[Link, Frame | Exception]
-"""What threads put into the inbox: a new channel, a word for the observers, a link's next frame or its end."""
+class StoppedByHandError(RunError):
+    """A person pressed Ctrl-C, or sent SIGTERM."""
+
+
+Item = Channel | Noticed | StoppedByHandError | tuple[Link, Frame | Exception]
+"""What is put into the inbox: a new channel, a word for the observers, an end by hand, a link's frame or its end."""
 
 TICK_S = 1.0
 CLOSE_TIMEOUT_S = 5.0
@@ -47,15 +53,38 @@ class Loop:
             self._inbox.put(channel)
         if listener is not None:
             self._start(lambda: self._accept(listener))
-        try:
-            self._drive()
-        except KeyboardInterrupt:
-            self._party.feed(Broke(RunError(f"{self._party.name} was stopped by hand (Ctrl-C)")))
-            raise
-        finally:
-            self._close(listener)
+        with self._interruptible():
+            try:
+                self._drive()
+            finally:
+                self._close(listener)
+        if isinstance(self._party.error, StoppedByHandError):
+            raise KeyboardInterrupt from self._party.error
         if self._party.error is not None:
             raise self._party.error
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) lets the step end, so that peers can be told why; the second is as ever."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def interrupt(number: int, frame: object) -> None:
+            restore()
+            self._inbox.put(StoppedByHandError(f"{self._party.name} was stopped by hand"))
+
+        for number in before:
+            signal.signal(number, interrupt)
+        try:
+            yield
+        finally:
+            restore()
 
     def refused(self, refusal: Refusal) -> None:
         """A stranger was not let in: tell the observers, from the party's own thread."""
@@ -74,6 +103,8 @@ class Loop:
             self._party.tell(Spent(party=self._party.name, on="wait", seconds=time.perf_counter() - start))
             if isinstance(item, Noticed):
                 self._party.tell(item)
+            elif isinstance(item, StoppedByHandError):
+                self._party.feed(Broke(item))
             else:
                 self._handle(item)
                 heard = time.monotonic()

@@ -21,4 +21,5 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     settings = {_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _LARGEST, _M_TOP_PAD: _TOP_PAD_BYTES}
-    return all([library.mallopt(name, value) for name, value in settings.items()])
+    taken = [library.mallopt(name, value) for name, value in settings.items()]
+    return all(taken)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
-from cutlayer.errors import ChannelError, CutlayerError, RunError, SegmentFailed
+from cutlayer.errors import ChannelClosed, ChannelError, CutlayerError, RunError, SegmentFailed
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
@@ -187,6 +187,8 @@ class Party:
         start = time.perf_counter()
         try:
             nbytes = channel.send(wire.encode(send.message, payload))
+        except ChannelClosed:
+            return  # whoever reads this link will say so, after the peer's last words
         except ChannelError as error:
             self._events.append(Lost(send.peer, str(error)))
             return

@@ -1,5 +1,6 @@
 """What must hold between the terms of a plan. Faults are sentences; a sound plan has none."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -94,5 +95,5 @@ def _training(terms: Terms) -> Iterator[str]:
 
 def _limits(terms: Terms) -> Iterator[str]:
     for name in terms.limits.__dataclass_fields__:
-        if getattr(terms.limits, name) <= 0:
-            yield f"limits.{name} = {getattr(terms.limits, name)}: more than 0"
+        if not 0 < getattr(terms.limits, name) < math.inf:
+            yield f"limits.{name} = {getattr(terms.limits, name)}: a finite number above 0"

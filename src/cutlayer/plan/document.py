@@ -39,7 +39,7 @@ def _table(table: Any, kind: type, path: str, faults: list[str], what: str = "pl
         return None
     fields = {field.name: field for field in dataclasses.fields(kind)}
     before = len(faults)
-    for key in table.keys() - fields.keys():
+    for key in sorted(table.keys() - fields.keys()):
         faults.append(f"{_at(path, key)} is no key of a {what}{nearest(key, fields)}")
     hints = typing.get_type_hints(kind)
     values = {key: _value(table[key], hints[key], _at(path, key), faults) for key in fields if key in table}

@@ -145,8 +145,8 @@ class Plan:
         return self.terms.conductor or self.first["server"]
 
     def canonical(self) -> bytes:
-        """The bytes that the digest covers: JSON with a fixed order."""
-        return msgspec.json.encode((self.terms, self.contents), order="deterministic")
+        """The bytes that the digest covers: JSON with a fixed order, and the parties' own order, which turns follow."""
+        return msgspec.json.encode((self.terms, list(self.terms.parties), self.contents), order="deterministic")
 
     @cached_property
     def digest(self) -> str:

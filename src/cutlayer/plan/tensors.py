@@ -15,7 +15,7 @@ Dim = int | str
 Size = Annotated[int, Meta(ge=0, le=2**40)]
 
 
-class TensorShape(Struct, frozen=True, array_like=True):
+class TensorShape(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The dtype and the sizes of one concrete tensor, as a header carries them."""
 
     dtype: DType

@@ -28,7 +28,7 @@ SCORES = ({"loss", "normaliser"}, {"loss", "normaliser", "correct", "count"})
 """What a loss adds up: without, or with, a count of right answers."""
 
 
-class Ticket(Struct, frozen=True, array_like=True, order=True):
+class Ticket(Struct, frozen=True, forbid_unknown_fields=True, array_like=True, order=True):
     """One micro-batch in flight: whose rows (`owner`), in which turn, step of the turn, and part of the step."""
 
     turn: Count
@@ -41,14 +41,14 @@ class Ticket(Struct, frozen=True, array_like=True, order=True):
         return f"turn {self.turn}, {self.owner}, step {self.step}.{self.micro} ({self.purpose})"
 
 
-class Rows(Struct, frozen=True, array_like=True):
+class Rows(Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """How many rows a party brings."""
 
     train: Count = 0
     held_out: Count = 0
 
 
-class Hello(Struct, frozen=True, tag="hello"):
+class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
     """The first message on a link: I speak this version, of this plan, as this party, and bring so many rows."""
 
     version: Count
@@ -57,13 +57,13 @@ class Hello(Struct, frozen=True, tag="hello"):
     rows: Rows
 
 
-class Welcome(Struct, frozen=True, tag="welcome"):
+class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
     """From the conductor: all are here; these are the members and their rows. The schedule follows from it."""
 
     members: Annotated[dict[Name, Rows], Meta(max_length=65_536)]
 
 
-class Turn(Struct, frozen=True, tag="turn"):
+class Turn(Struct, frozen=True, forbid_unknown_fields=True, tag="turn"):
     """From the conductor: this turn may begin. The receiver's own schedule must say the same."""
 
     number: Count
@@ -72,7 +72,7 @@ class Turn(Struct, frozen=True, tag="turn"):
     steps: Count
 
 
-class Forward(Struct, frozen=True, tag="forward"):
+class Forward(Struct, frozen=True, forbid_unknown_fields=True, tag="forward"):
     """An activation (or, from a source, labels) on its way along an edge."""
 
     ticket: Ticket
@@ -80,7 +80,7 @@ class Forward(Struct, frozen=True, tag="forward"):
     tensors: Tensors
 
 
-class Backward(Struct, frozen=True, tag="backward"):
+class Backward(Struct, frozen=True, forbid_unknown_fields=True, tag="backward"):
     """The gradient of the loss *sum* on its way back along an edge, with the ticket's loss normaliser.
 
     It answers a `Forward`. Where there is no gradient (evaluation, a frozen segment) it carries no tensors and only
@@ -93,24 +93,24 @@ class Backward(Struct, frozen=True, tag="backward"):
     normaliser: float
 
 
-class Report(Struct, frozen=True, tag="report"):
+class Report(Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
     """My part of a turn is done; `sums` are the losses and counts that I saw, by owner of the rows."""
 
     turn: Count
     sums: Annotated[dict[Name, Sums], Meta(max_length=65_536)]
 
 
-class Bye(Struct, frozen=True, tag="bye"):
+class Bye(Struct, frozen=True, forbid_unknown_fields=True, tag="bye"):
     """The run is over: as planned if `reason` is empty, else because of it. Only a `Bye` ends a run."""
 
     reason: Sentence = ""
 
 
-class Ping(Struct, frozen=True, tag="ping"):
+class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag="ping"):
     """I am alive. Control: answered by no one, since any arriving byte counts as life."""
 
 
-class Refuse(Struct, frozen=True, tag="refuse"):
+class Refuse(Struct, frozen=True, forbid_unknown_fields=True, tag="refuse"):
     """Control: your last message broke this rule; I did not decode it."""
 
     rule: Name

@@ -1,6 +1,6 @@
 """The topology as one party sees it when the rows of one owner travel through it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import SCHEDULES
@@ -23,14 +23,20 @@ class EdgeRoute:
     returns: bool
     differentiable: bool
     """Whether an answer has gradients, when training."""
+    _known: dict[tuple[str, int], tuple[TensorShape, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def shapes(self, rows: int) -> tuple[TensorShape, ...]:
         """What an activation of so many rows looks like."""
-        return tuple(spec.for_rows(rows) for spec in self.tensors)
+        if (known := self._known.get(("forward", rows))) is None:
+            known = self._known["forward", rows] = tuple(spec.for_rows(rows) for spec in self.tensors)
+        return known
 
     def gradient_shapes(self, rows: int) -> tuple[TensorShape, ...]:
         """What its gradient looks like: the differentiable tensors only, so that a frozen segment gets none."""
-        return tuple(spec.for_rows(rows) for spec in self.tensors if spec.differentiable)
+        if (known := self._known.get(("backward", rows))) is None:
+            known = tuple(spec.for_rows(rows) for spec in self.tensors if spec.differentiable)
+            self._known["backward", rows] = known
+        return known
 
     def answer_shapes(self, rows: int, purpose: Purpose) -> tuple[TensorShape, ...]:
         """What answers an activation: its gradient when training, else no tensors."""

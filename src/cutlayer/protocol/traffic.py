@@ -69,10 +69,11 @@ class Traffic:
     def _begin_step(self, turn: OpenTurn) -> None:
         if turn.begun == turn.steps[self.me]:
             return
-        route = self.route(self.me)
-        for ticket in turn.tickets(self.me, turn.begun):
-            batch = self._flight(turn, ticket).batch
-            self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in route.sources]
+        sources = self.route(self.me).sources
+        for micro, batch in enumerate(turn.batches(self.me, turn.begun)):
+            ticket = Ticket(turn.number, self.me, turn.begun, micro, turn.purpose)
+            self._flight(turn, ticket)
+            self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in sources]
         turn.begun += 1
 
     # ------------------------------------------------------------------ what peers send
@@ -119,10 +120,9 @@ class Traffic:
 
     def _turn(self, peer: str, ticket: Ticket) -> OpenTurn:
         turn = self.turns.get(ticket.turn)
-        if turn is None or turn.batch(ticket) is None:
-            raise RemoteProtocolError("unexpected-ticket", peer, f"{ticket} belongs to no open turn")
-        if not turn.is_due(ticket):
-            raise RemoteProtocolError("unexpected-ticket", peer, f"{ticket}, but step {turn.due[ticket.owner]} is due")
+        if turn is None or not turn.is_due(ticket):
+            due = "that turn is not open" if turn is None else f"its steps that are due: {turn.due}"
+            raise RemoteProtocolError("unexpected-ticket", peer, f"{ticket}; {due}")
         return turn
 
     def _edge(self, peer: str, message: Forward | Backward) -> EdgeRoute:
@@ -149,9 +149,8 @@ class Traffic:
     def _flight(self, turn: OpenTurn, ticket: Ticket) -> Flight:
         flight = turn.flights.get(ticket)
         if flight is None:
-            batch = turn.batch(ticket)
-            assert batch is not None
-            flight = turn.flights[ticket] = Flight(batch)
+            batch = turn.batches(ticket.owner, ticket.step)[ticket.micro]
+            flight = turn.flights[ticket] = Flight(batch, self.route(ticket.owner))
         return flight
 
     # ------------------------------------------------------------------ what my own nodes give
@@ -159,7 +158,7 @@ class Traffic:
     def ran(self, event: Ran) -> None:
         """A node of mine has run: move its result on, forward or back. Raises `Diverged`."""
         ticket, node = event.ticket, event.node
-        turn, route = self.turns[ticket.turn], self.route(ticket.owner)
+        turn = self.turns[ticket.turn]
         flight = turn.flights[ticket]
         if event.direction == "backward":
             self._through(turn, ticket, flight, node, event.result)
@@ -167,9 +166,10 @@ class Traffic:
         if event.sums is not None:
             self._note_loss(turn, flight, event)
         flight.seen.add((node, "forward"))
-        for edge in route.outputs[node]:
+        outputs = flight.route.outputs[node]
+        for edge in outputs:
             self._move_on(ticket, flight, edge, event.result)
-        if not route.outputs[node]:
+        if not outputs:
             self._turn_back(turn, ticket, flight, node)
 
     def _note_loss(self, turn: OpenTurn, flight: Flight, event: Ran) -> None:
@@ -203,7 +203,7 @@ class Traffic:
     # ------------------------------------------------------------------ what a node waits for
 
     def _arrived(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
-        route = self.route(ticket.owner)
+        route = flight.route
         flight.seen.add((edge.name, "forward"))
         values = flight.inputs.setdefault(edge.target, {})
         values[edge.name] = value
@@ -215,12 +215,12 @@ class Traffic:
     def _answered(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         flight.seen.add((edge.name, "backward"))
         flight.grads.setdefault(edge.source, {})[edge.name] = value
-        if len(flight.grads[edge.source]) == len(self.route(ticket.owner).outputs[edge.source]):
+        if len(flight.grads[edge.source]) == len(flight.route.outputs[edge.source]):
             self._turn_back(turn, ticket, flight, edge.source)
 
     def _turn_back(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str) -> None:
         """A segment has all it needs for its backward; without gradients, or in evaluation, it is through at once."""
-        route, values = self.route(ticket.owner), flight.grads.pop(node, {})
+        route, values = flight.route, flight.grads.pop(node, {})
         grads = {edge.name: values[edge.name] for edge in route.outputs[node] if edge.differentiable}
         if turn.purpose == "train" and (grads or not route.outputs[node]):
             self._offer(Run(ticket, node, "backward", route.replicas[node], grads))
@@ -236,7 +236,7 @@ class Traffic:
         self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: Mapping[str, Value] | None
     ) -> None:
         """One ticket is through one replica of mine: answer its activations, with gradients where there are any."""
-        route = self.route(ticket.owner)
+        route = flight.route
         for edge in route.inputs[node]:
             if edge.returns:
                 value = grads[edge.name] if grads is not None and edge.differentiable else ()
@@ -250,7 +250,7 @@ class Traffic:
                 self._leave(turn, gate)
             return
         slot.normaliser += flight.normaliser
-        if slot.drained < len(turn.tickets(ticket.owner, slot.step)):
+        if slot.drained < len(turn.batches(ticket.owner, slot.step)):
             return
         self.out.append(Step(route.replicas[node], ticket.owner, turn.work.round, slot.normaliser))
         if not slot.next_step():
@@ -272,16 +272,16 @@ class Traffic:
         if turn.step_left:
             return
         turn.flights.clear()
-        turn.due[owner] += 1
+        turn.finish(owner, turn.due[owner])
         turn.step_left = len(self.route(owner).replicas)
         if owner == self.me:
             self._begin_step(turn)
 
     def _finish_eval_ticket(self, turn: OpenTurn, ticket: Ticket, flight: Flight) -> None:
         flight.drained += 1
-        if flight.drained == len(self.route(ticket.owner).replicas):
+        if flight.drained == len(flight.route.replicas):
             del turn.flights[ticket]
             turn.finished.add(ticket)
-            turn.due[ticket.owner] += 1
+            turn.finish(ticket.owner, ticket.step)
             if ticket.owner == self.me:
                 self._begin_step(turn)

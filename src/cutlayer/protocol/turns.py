@@ -7,6 +7,7 @@ from cutlayer.plan.plan import Training
 from cutlayer.plan.schedule import Train, Work
 from cutlayer.protocol.events import Value
 from cutlayer.protocol.messages import Purpose, Rows, Ticket, Turn
+from cutlayer.protocol.route import Route
 
 WINDOW: dict[Purpose, int] = {"train": 1, "eval": 2}
 """Steps that an owner of rows has in flight at a time. Training waits for the step before it; evaluation keeps enough
@@ -18,6 +19,7 @@ class Flight:
     """One ticket at one party: what has arrived for each node, and how far it has got."""
 
     batch: Batch
+    route: Route
     inputs: dict[str, dict[str, Value]] = field(default_factory=dict)
     grads: dict[str, dict[str, Value]] = field(default_factory=dict)
     seen: set[tuple[str, str]] = field(default_factory=set)
@@ -37,6 +39,7 @@ class OpenTurn:
         self.purpose: Purpose = "train" if isinstance(work, Train) else "eval"
         self._members = members
         self._training = training
+        self._batches: dict[tuple[str, int], list[Batch]] = {}
         self.steps = {owner: self._steps(owner) for owner in work.parties}
         self.due = dict.fromkeys(work.parties, 0)
         """Steps of each owner that are through: when training, the number of the one that is in flight."""
@@ -65,24 +68,28 @@ class OpenTurn:
         """What the conductor sends for this turn, and what a member expects to hear."""
         return Turn(number=self.number, work=self.purpose, parties=self.work.parties, steps=sum(self.steps.values()))
 
-    def tickets(self, owner: str, step: int) -> list[Ticket]:
-        """The tickets of one step, in order."""
-        parts = range(len(self._parts(owner, step)))
-        return [Ticket(self.number, owner, step, micro, self.purpose) for micro in parts]
-
-    def batch(self, ticket: Ticket) -> Batch | None:
-        """The rows that a ticket takes, or None if there is no such ticket in this turn."""
-        if ticket.purpose != self.purpose or ticket.step >= self.steps.get(ticket.owner, 0):
-            return None
-        parts = self._parts(ticket.owner, ticket.step)
-        if ticket.micro >= len(parts):
-            return None
-        return Batch(self.work.round, *parts[ticket.micro], held_out=self.purpose == "eval")
-
     def is_due(self, ticket: Ticket) -> bool:
-        """Whether its owner may have this ticket in flight, or have had it when evaluating."""
-        ahead = ticket.step - self.due[ticket.owner]
-        return ahead < WINDOW[self.purpose] and (ahead >= 0 or self.purpose == "eval")
+        """Whether there is such a ticket and its owner may have it in flight, or have had it when evaluating."""
+        owner, step = ticket.owner, ticket.step
+        if ticket.purpose != self.purpose or step >= self.steps.get(owner, 0):
+            return False
+        ahead = step - self.due[owner]
+        if ahead >= WINDOW[self.purpose] or (ahead < 0 and self.purpose == "train"):
+            return False
+        return ticket.micro < len(self.batches(owner, step))
+
+    def batches(self, owner: str, step: int) -> list[Batch]:
+        """The rows of each ticket of a step, in order."""
+        if (owner, step) not in self._batches:
+            held_out = self.purpose == "eval"
+            parts = self._parts(owner, step)
+            self._batches[owner, step] = [Batch(self.work.round, *part, held_out=held_out) for part in parts]
+        return self._batches[owner, step]
+
+    def finish(self, owner: str, step: int) -> None:
+        """A step is through at this party."""
+        self.due[owner] += 1
+        del self._batches[owner, step]
 
     def _parts(self, owner: str, step: int) -> list[tuple[int, int]]:
         rows, training = self._members[owner], self._training

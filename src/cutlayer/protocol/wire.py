@@ -94,7 +94,7 @@ def decode(frame: Frame) -> tuple[Message | Control, list[memoryview]]:
         )
     if not tensors:
         return message, []
-    (body,) = frame.parts
+    body = frame.parts[0] if frame.parts else memoryview(b"")
     views, start = [], 0
     for tensor in tensors:
         views.append(body[start : start + tensor.nbytes])

@@ -29,26 +29,32 @@ def demo(
     """Train one network between three hospitals and a lab: four processes, real mTLS, under half a minute."""
     from rich.console import Console
 
-    from cutlayer.cli.demo import interrupts, result
+    from cutlayer.cli.demo import interrupts
 
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise PlanError(f"{json_file} cannot be written: there is no folder {json_file.parent}")
     console = Console(highlight=False)
+    console.print(
+        f"[bold]Three hospitals and a lab[/bold] train one network, [bold]{topology}[/bold]: four processes, mTLS."
+    )
     try:
         with interrupts.raised():
-            outcome = _play(topology, rounds, keep, console)
+            result = _play(topology, rounds, keep, console)
     except KeyboardInterrupt:
         console.print("Stopped by hand: no process of the demo is left.")
         raise typer.Exit(INTERRUPTED) from None
-    result.show(outcome, console)
+    from cutlayer.cli.demo.result import show, write
+
+    show(result, console)
     if json_file is not None:
-        result.write(outcome, json_file)
+        write(result, json_file)
         console.print(f"All of this as JSON: {json_file}", style="dim", soft_wrap=True)
     if keep is not None:
         console.print(f"The project, a folder for each party: {keep}", style="dim", soft_wrap=True)
 
 
 def _play(topology: str, rounds: int, keep: Path | None, console: "Console") -> "Result":
+    start = time.perf_counter()
     from cutlayer.cli.demo.crew import Crew
     from cutlayer.cli.demo.hospitals import deal
     from cutlayer.cli.demo.project import HOSPITALS, LAB, workplace, write_project, write_rows
@@ -56,10 +62,9 @@ def _play(topology: str, rounds: int, keep: Path | None, console: "Console") -> 
     from cutlayer.cli.demo.uncut import compare
     from cutlayer.observe.progress import ProgressBars
 
-    start = time.perf_counter()
-    console.print(f"[bold]Three hospitals and a lab[/bold] train one network, cut [bold]{topology}[/bold]: four processes, mTLS.")
     with workplace(keep) as root:
         agreement = write_project(root, topology, rounds)
+        console.print(f"plan {agreement.plan.digest[:12]}, keys and certificates made for this run only", style="dim")
         with Crew() as crew, ProgressBars(HOSPITALS) as bars:
             crew.start(LAB, root / LAB, "--listen", "127.0.0.1:0")
             columns, wards = deal()

@@ -38,6 +38,7 @@ class Crew:
     def __init__(self) -> None:
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._folders: dict[str, Path] = {}
+        self._readers: list[Thread] = []
         self._open: set[str] = set()
         self._lines: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
 
@@ -65,7 +66,9 @@ class Crew:
             )
             self._processes[name], self._folders[name] = process, folder
         self._open.add(name)
-        Thread(target=self._read, args=(name, process), daemon=True).start()
+        reader = Thread(target=self._read, args=(name, process), daemon=True)
+        reader.start()
+        self._readers.append(reader)
 
     def facts(self) -> Iterator[Fact]:
         """What the processes tell, until all have ended; more may be started meanwhile.
@@ -87,8 +90,12 @@ class Crew:
             self._end(lambda process: process.send_signal(signal.SIGINT), INTERRUPT_S, hurry=signals)
             self._end(subprocess.Popen.terminate, TERMINATE_S)
             self._end(subprocess.Popen.kill, TERMINATE_S)
+            for reader in self._readers:
+                reader.join(TERMINATE_S)
 
-    def _end(self, how: Callable[["subprocess.Popen[str]"], None], wait_s: float, hurry: list[int] | None = None) -> None:
+    def _end(
+        self, how: Callable[["subprocess.Popen[str]"], None], wait_s: float, hurry: list[int] | None = None
+    ) -> None:
         running = [process for process in self._processes.values() if process.poll() is None]
         for process in running:
             how(process)

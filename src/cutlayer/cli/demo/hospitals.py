@@ -1,6 +1,7 @@
 """The demo's rows: scikit-learn's Wisconsin breast cancer set, dealt unevenly to three hospitals.
 
-Source: Wolberg, Mangasarian, Street, Street 1993, "Breast Cancer Wisconsin (Diagnostic)", UCI Machine Learning Repository.
+Source: Wolberg, Mangasarian, Street, Street 1993, "Breast Cancer Wisconsin (Diagnostic)", UCI Machine Learning
+Repository.
 """
 
 import csv
@@ -29,10 +30,9 @@ class Ward:
     held_out: Sequence[Row]
 
     @property
-    def malignant(self) -> float:
-        """The part of all rows whose diagnosis is malignant."""
-        rows = [*self.train, *self.held_out]
-        return sum(row[-1] == 0 for row in rows) / len(rows)
+    def malignant(self) -> int:
+        """How many of all rows."""
+        return sum(row[-1] == DIAGNOSES.index("malignant") for row in (*self.train, *self.held_out))
 
 
 def deal() -> tuple[list[str], dict[str, Ward]]:

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cutlayer.cli.demo.interrupts import held
 from cutlayer.cli.demo.hospitals import SHARES, Ward, write_csv
+from cutlayer.cli.demo.interrupts import held
 from cutlayer.errors import PlanError
 from cutlayer.keys.authority import make_demo_kit
 from cutlayer.keys.certificates import public_pin

@@ -1,8 +1,8 @@
 """What the demo shows at the end: one table, the crossing sheet, and the same as JSON."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,102 +21,120 @@ KINDS = ("alone", "together", "pooled")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """A finished demo. `accuracy` is by kind and hospital; `reports` are the four parties' own."""
+class Score:
+    """One hospital's line of the table, or that of all hospitals."""
 
-    wards: Mapping[str, Ward]
-    accuracy: Mapping[str, Mapping[str, float]]
-    reports: Mapping[str, Mapping[str, Any]]
+    train: int
+    held_out: int
+    malignant: int
+    """How many of the rows, of both kinds."""
+    accuracy: Mapping[str, float]
+    """On the held-out rows, by kind of training."""
+    bytes: Mapping[str, int]
+    """`sent` and `received`, as measured on the channel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """A finished demo."""
+
+    plan: Mapping[str, str]
+    """Its digest, topology and schedule."""
+    hospitals: Mapping[str, Score]
+    sheet: sheet.Sheet
     seconds: Mapping[str, float]
 
     @property
-    def sheet(self) -> sheet.Sheet:
-        return sheet.from_reports({name: report["crossings"] for name, report in self.reports.items()})
-
-    def mean(self, kind: str) -> float:
-        """Accuracy over the held-out rows of all hospitals."""
-        rows = {name: len(ward.held_out) for name, ward in self.wards.items()}
-        return sum(self.accuracy[kind][name] * rows[name] for name in rows) / sum(rows.values())
+    def all(self) -> Score:
+        """Sums over the hospitals; accuracies over all held-out rows."""
+        scores = self.hospitals.values()
+        held_out = sum(score.held_out for score in scores)
+        return Score(
+            train=sum(score.train for score in scores),
+            held_out=held_out,
+            malignant=sum(score.malignant for score in scores),
+            accuracy={kind: sum(s.accuracy[kind] * s.held_out for s in scores) / held_out for kind in KINDS},
+            bytes={way: sum(score.bytes[way] for score in scores) for way in ("sent", "received")},
+        )
 
     def as_data(self) -> dict[str, Any]:
         """Everything shown, ready for JSON."""
-        report = self.reports[LAB]
         return {
-            "topology": report["topology"],
-            "schedule": report["schedule"],
-            "plan": report["plan"],
-            "hospitals": {name: self._hospital(name) for name in self.wards},
-            "all": {"accuracy": {kind: self.mean(kind) for kind in KINDS}},
+            **self.plan,
+            "hospitals": {name: asdict(score) for name, score in self.hospitals.items()},
+            "all": asdict(self.all),
             **self.sheet.as_data(),
             "seconds": dict(self.seconds),
             "versions": versions(),
-        }
-
-    def _hospital(self, name: str) -> dict[str, Any]:
-        ward, report = self.wards[name], self.reports[name]
-        return {
-            "rows": {"train": len(ward.train), "held_out": len(ward.held_out)},
-            "malignant": ward.malignant,
-            "accuracy": {kind: self.accuracy[kind][name] for kind in KINDS},
-            "bytes": report["bytes"],
         }
 
 
 def gather(
     root: Path, wards: Mapping[str, Ward], uncut: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float]
 ) -> Result:
-    """The result, from the parties' reports in their folders and the uncut models' accuracies."""
+    """The result, from the reports in the parties' folders and the uncut models' accuracies."""
     reports = {name: json.loads((root / name / REPORT).read_text()) for name in (LAB, *HOSPITALS)}
     together = {name: reports[name]["metrics"][name]["accuracy"] for name in HOSPITALS}
-    return Result(wards=wards, accuracy={**uncut, "together": together}, reports=reports, seconds=seconds)
+    accuracies = {**uncut, "together": together}
+    return Result(
+        plan={key: reports[LAB][key] for key in ("plan", "topology", "schedule")},
+        hospitals={
+            name: Score(
+                train=len(ward.train),
+                held_out=len(ward.held_out),
+                malignant=ward.malignant,
+                accuracy={kind: accuracies[kind][name] for kind in KINDS},
+                bytes=reports[name]["bytes"],
+            )
+            for name, ward in wards.items()
+        },
+        sheet=sheet.from_reports({name: report["crossings"] for name, report in reports.items()}),
+        seconds=seconds,
+    )
 
 
 def write(result: Result, path: Path) -> None:
-    """Write everything shown as JSON."""
+    """Everything shown, as JSON."""
     path.write_text(json.dumps(result.as_data(), indent=2) + "\n")
 
 
 def show(result: Result, console: Console) -> None:
     """Print the table and the crossing sheet."""
-    console.print()
-    console.print(_accuracies(result))
-    console.print(
-        "alone: trained on its own rows only; together: through the cut, no row leaves; pooled: one uncut model\n"
-        "on all rows. Accuracy is on each hospital's held-out rows; bytes are whole frames on its channel.",
-        style="dim",
-    )
-    console.print()
-    console.print("[bold]What crossed[/bold], as counted on the channels")
-    console.print(sheet.table(result.sheet))
-    console.print(f"Raw data that left a hospital: [bold]{result.sheet.verdict}[/bold]")
+    crossed = result.sheet
+    console.print("\n[bold]Accuracy[/bold] on held-out rows, and bytes on the channel\n")
+    console.print(_table(result))
+    _note(console, "rows: for training + held out. alone, together, pooled: trained on its own rows,")
+    _note(console, "through the cut, as one uncut model on all rows; else alike.")
+    console.print("\n[bold]What crossed[/bold], counted on the channels, training and evaluation\n")
+    console.print(sheet.table(crossed, console.width))
+    colour = "red" if crossed.rows or crossed.labels else "green"
+    console.print(f"\nRaw data that left a hospital: [bold {colour}]{crossed.verdict}[/]")
+    _note(console, "Each counts as often as it crossed. Activations and gradients are no raw data,")
+    _note(console, "yet can betray some of it.")
+    _note(console, f"Took {result.seconds['total']:.1f} s, {result.seconds['training']:.1f} s of it training.")
 
 
-def _accuracies(result: Result) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+def _note(console: Console, text: str) -> None:
+    console.print(text, style="dim")
+
+
+def _table(result: Result) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("hospital", no_wrap=True)
     for name in ("rows", "malignant", *KINDS, "up", "down"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, ward in result.wards.items():
-        accuracies = [f"{result.accuracy[kind][name]:.3f}" for kind in KINDS]
-        size = result.reports[name]["bytes"]
-        rows = f"{len(ward.train)} + {len(ward.held_out)}"
-        table.add_row(
-            name, rows, f"{ward.malignant:.0%}", *accuracies, decimal(size["sent"]), decimal(size["received"])
-        )
+    for name, score in result.hospitals.items():
+        table.add_row(name, *_cells(score))
     table.add_section()
-    table.add_row("all", *_totals(result), style="bold")
+    table.add_row("all", *_cells(result.all), style="bold")
     return table
 
 
-def _totals(result: Result) -> list[str]:
-    wards = result.wards.values()
-    train, held_out = sum(len(ward.train) for ward in wards), sum(len(ward.held_out) for ward in wards)
-    malignant = sum(ward.malignant * (len(ward.train) + len(ward.held_out)) for ward in wards) / (train + held_out)
-    total: Callable[[str], int] = lambda way: sum(result.reports[name]["bytes"][way] for name in result.wards)  # noqa: E731
+def _cells(score: Score) -> list[str]:
     return [
-        f"{train} + {held_out}",
-        f"{malignant:.0%}",
-        *(f"{result.mean(kind):.3f}" for kind in KINDS),
-        decimal(total("sent")),
-        decimal(total("received")),
+        f"{score.train} + {score.held_out}",
+        f"{score.malignant / (score.train + score.held_out):.0%}",
+        *(f"{score.accuracy[kind]:.3f}" for kind in KINDS),
+        decimal(score.bytes["sent"]),
+        decimal(score.bytes["received"]),
     ]
