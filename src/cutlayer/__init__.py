@@ -1,8 +1,24 @@
 """Split learning: one network, cut into segments; only activations and gradients cross."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from cutlayer.errors import CutlayerError
-from cutlayer.model.parts import Parts
-from cutlayer.simulate import Result, simulate
+
+if TYPE_CHECKING:
+    from cutlayer.model.parts import Parts
+    from cutlayer.simulate import Result, simulate
 
 __version__ = "0.1.0"
 __all__ = ["CutlayerError", "Parts", "Result", "__version__", "simulate"]
+
+_ROOMS = {"Parts": "cutlayer.model.parts", "Result": "cutlayer.simulate", "simulate": "cutlayer.simulate"}
+
+
+def __getattr__(name: str) -> object:
+    """Bring in torch only with the first name that needs it: keys, plans and transports do not."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'cutlayer' has no attribute {name!r}")
+    value = getattr(import_module(_ROOMS[name]), name)
+    globals()[name] = value
+    return value

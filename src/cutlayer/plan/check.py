@@ -5,13 +5,16 @@ import re
 from collections.abc import Iterator
 
 from cutlayer.plan.document import nearest
-from cutlayer.plan.plan import FORMAT, PartyTerms, Terms
+from cutlayer.plan.plan import FORMAT, Method, PartyTerms, Terms
 from cutlayer.plan.schedule import LEGAL, SCHEDULES
 from cutlayer.plan.topology import TOPOLOGIES
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 PIN = re.compile(r"[0-9a-f]{64}")
+ROWS_BYTES = 24
+"""What a party's rows take in a header, beside its name."""
+
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):[0-9]{1,5}")
 
 
@@ -88,12 +91,26 @@ def _training(terms: Terms) -> Iterator[str]:
             f"training.micro_batches = {training.micro_batches}: at least 1, at most limits.live_tickets "
             f"({terms.limits.live_tickets})"
         )
+    for what in ("loss", "optimizer", "lr_schedule"):
+        method: Method | None = getattr(training, what)
+        for option, value in method.options.items() if method else ():
+            if not all(map(math.isfinite, filter(_is_number, value if isinstance(value, list) else [value]))):
+                yield f"training.{what}.{option} = {value}: a finite number"
     every = training.lr_schedule.options.get("every", "round") if training.lr_schedule else "round"
     if every not in ("round", "step"):
         yield f'training.lr_schedule.every = {every!r}: "round" or "step"'
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
 def _limits(terms: Terms) -> Iterator[str]:
+    if (needed := sum(len(name) + ROWS_BYTES for name in terms.parties)) > terms.limits.header_bytes:
+        yield (
+            f"limits.header_bytes = {terms.limits.header_bytes}: to name {len(terms.parties)} parties and their rows "
+            f"takes {needed}"
+        )
     for name in terms.limits.__dataclass_fields__:
         if not 0 < getattr(terms.limits, name) < math.inf:
             yield f"limits.{name} = {getattr(terms.limits, name)}: a finite number above 0"

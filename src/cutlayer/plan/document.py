@@ -65,7 +65,10 @@ def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        faults.append(f"{path} = {value!r}: {str(error)[:1].lower()}{str(error)[1:]}")
+        if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
+            faults.append(f"{path} = {value!r} is unknown{nearest(value, typing.get_args(kind))}")
+        else:
+            faults.append(f"{path} = {value!r}: {str(error)[:1].lower()}{str(error)[1:]}")
         return None
 
 
