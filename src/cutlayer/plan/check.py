@@ -91,18 +91,18 @@ def _training(terms: Terms) -> Iterator[str]:
             f"training.micro_batches = {training.micro_batches}: at least 1, at most limits.live_tickets "
             f"({terms.limits.live_tickets})"
         )
-    for what in ("loss", "optimizer", "lr_schedule"):
-        method: Method | None = getattr(training, what)
-        for option, value in method.options.items() if method else ():
-            if not all(map(math.isfinite, filter(_is_number, value if isinstance(value, list) else [value]))):
-                yield f"training.{what}.{option} = {value}: a finite number"
     every = training.lr_schedule.options.get("every", "round") if training.lr_schedule else "round"
     if every not in ("round", "step"):
         yield f'training.lr_schedule.every = {every!r}: "round" or "step"'
+    for what in ("loss", "optimizer", "lr_schedule"):
+        yield from _numbers(f"training.{what}", getattr(training, what))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _numbers(what: str, method: Method | None) -> Iterator[str]:
+    for option, value in method.options.items() if method else ():
+        values = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(each) for each in values if not isinstance(each, str)):
+            yield f"{what}.{option} = {value}: numbers are finite"
 
 
 def _limits(terms: Terms) -> Iterator[str]:

@@ -1,0 +1,143 @@
+"""Claims about reading `plan.toml`: all faults at once, each a sentence that says what to mend."""
+
+import pytest
+
+from cutlayer.errors import PlanError
+from cutlayer.plan.document import read_terms
+from cutlayer.plan.limits import Limits
+from cutlayer.plan.plan import FORMAT, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+
+SHORT = """
+topology = "u_shaped"
+schedule = "alternating"
+
+[model]
+cut = ["layer1", "layer3"]
+
+[input]
+shape = [3, 32, 32]
+
+[training]
+loss = "cross_entropy"
+optimizer = { name = "SGD", lr = 0.1, momentum = 0.9 }
+batch_size = 64
+rounds = 10
+
+[parties.hospital-a]
+role = "client"
+[parties.lab]
+role = "server"
+address = "lab.example.org:7443"
+"""
+FAULTY = """
+topolgy = "vanilla"
+schedule = 3
+turn = "epoche"
+seed = "1"
+wholly_unknown = 1
+
+[model]
+cut = 3
+
+[input]
+shape = [2, "x"]
+dtype = "float31"
+
+[training]
+loss = { lr = 1 }
+optimizer = { name = "SGD", lr = [["a"]] }
+batch_size = 8.5
+held_out = "a fifth"
+
+[parties]
+stray = 3
+[parties.hospital-a]
+rolle = "client"
+
+[limits]
+header_bytes = true
+"""
+FAULTS = [
+    "topolgy is no key of a plan: did you mean 'topology'?",
+    "wholly_unknown is no key of a plan; known are conductor, format, ",
+    "schedule = 3: expected `str`, got `int`",
+    "model.cut = 3: expected `array`, got `int`",
+    "input.shape = [2, 'x']: expected `int`, got `str`",
+    "input.dtype = 'float31' is unknown: did you mean 'float32'?",
+    'training.loss must be a name, or a table with a name, such as { name = "Adam", lr = 0.001 }',
+    "training.optimizer: its options must be numbers, words or lists of numbers (",
+    "training.batch_size = 8.5: expected `int`, got `float`",
+    "training.held_out = 'a fifth': expected `float`, got `str`",
+    "training.rounds is missing",
+    "[parties.stray] must be a table of keys",
+    "parties.hospital-a.rolle is no key of a plan: did you mean 'role'?",
+    "parties.hospital-a.role is missing",
+    "turn = 'epoche' is unknown: did you mean 'epoch'?",
+    "seed = '1': expected `int`, got `str`",
+    "limits.header_bytes = True: expected `int`, got `bool`",
+    "topology is missing",
+]
+
+
+def faults_of(text: str) -> list[str]:
+    with pytest.raises(PlanError) as caught:
+        read_terms(text)
+    return list(caught.value.faults)
+
+
+def test_what_is_written_is_read_and_the_rest_has_defaults() -> None:
+    assert read_terms(SHORT) == Terms(
+        topology="u_shaped",
+        schedule="alternating",
+        model=ModelTerms(cut=("layer1", "layer3"), source="model.py", weights="initial.safetensors"),
+        input=InputTerms(shape=(3, 32, 32), dtype="float32"),
+        training=Training(
+            loss=Method(name="cross_entropy"),
+            optimizer=Method(name="SGD", options={"lr": 0.1, "momentum": 0.9}),
+            batch_size=64,
+            rounds=10,
+        ),
+        parties={
+            "hospital-a": PartyTerms(role="client"),
+            "lab": PartyTerms(role="server", address="lab.example.org:7443"),
+        },
+        format=FORMAT,
+        limits=Limits(),
+    )
+
+
+def test_the_order_of_parties_is_that_of_the_text() -> None:
+    text = SHORT + '[parties.aaa]\nrole = "client"\n'
+    assert read_terms(text).filling("client") == ("hospital-a", "aaa")
+
+
+def test_one_cut_needs_no_list_and_a_method_no_table() -> None:
+    text = SHORT.replace('["layer1", "layer3"]', '"layer1"').replace("optimizer = {", "lr_schedule = {")
+    terms = read_terms(text.replace("loss =", 'optimizer = "Adam"\nloss ='))
+    assert terms.model.cut == ("layer1",)
+    assert terms.training.optimizer == Method(name="Adam")
+
+
+def test_all_faults_are_found_at_once_in_the_order_of_the_plan() -> None:
+    faults = faults_of(FAULTY)
+    assert [fault[: len(due)] for fault, due in zip(faults, FAULTS, strict=True)] == FAULTS
+
+
+def test_an_empty_plan_misses_what_has_no_default() -> None:
+    required = ["topology", "schedule", "model", "input", "training", "parties"]
+    assert faults_of("") == [f"{name} is missing" for name in required]
+
+
+@pytest.mark.parametrize("table", ["model", "input", "training", "limits"])
+def test_a_table_is_no_word(table: str) -> None:
+    assert f"[{table}] must be a table of keys" in faults_of(f'{table} = "word"')
+
+
+def test_parties_are_tables() -> None:
+    assert "[parties] must have a table for each party, such as [parties.hospital-a]" in faults_of("parties = 3")
+
+
+def test_what_is_no_toml_is_one_fault_with_its_place() -> None:
+    (fault,) = faults_of("topology = \nschedule")
+    assert fault.startswith("the plan is not valid TOML: ")
+    assert "line 1" in fault
