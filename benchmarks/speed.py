@@ -14,7 +14,6 @@ import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +159,7 @@ def summary(workload: str, pairs: list[Pair]) -> dict[str, Any]:
     steps = len(pairs[0].client.step_s) + WARM_UP
     milliseconds = {
         "uncut": [mean_ms(pair.uncut) for pair in pairs],
-        "uncut_tuned": [mean_ms(pair.tuned) for pair in pairs],
+        "tuned": [mean_ms(pair.tuned) for pair in pairs],
         "split": [mean_ms(pair.client) for pair in pairs],
     }
     low, high = interval(ratios)
@@ -179,6 +178,10 @@ def summary(workload: str, pairs: list[Pair]) -> dict[str, Any]:
         "peak_mb_server": round(max(pair.server.peak_mb for pair in pairs)),
         "peak_mb_uncut": round(max(pair.uncut.peak_mb for pair in pairs)),
         "ms_per_step": {name: round(statistics.median(values), 3) for name, values in milliseconds.items()},
+        "cpu_ms_per_step": {
+            name: round(statistics.median(getattr(pair, name).cpu_ms for pair in pairs), 3)
+            for name in ("uncut", "tuned", "client", "server")
+        },
         "client_ms": stages([pair.client for pair in pairs], steps),
         "server_ms": stages([pair.server for pair in pairs], steps),
         "max_weight_difference": max(pair.weight_difference for pair in pairs),
@@ -187,6 +190,7 @@ def summary(workload: str, pairs: list[Pair]) -> dict[str, Any]:
         "pairs": len(pairs),
         "steps": steps,
         "ratios": [round(ratio, 4) for ratio in ratios],
+        "load": [round(load, 2) for load in os.getloadavg()],
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
 
@@ -198,8 +202,9 @@ def mean_ms(run: Record) -> float:
 
 def stages(runs: list[Record], steps: int) -> dict[str, float]:
     """Milliseconds per step that a party's own thread spent on each stage, warm-up included."""
-    return {name: round(1e3 * statistics.median(run.stage_s[name] for run in runs) / steps, 3)
-            for name in runs[0].stage_s}  # fmt: skip
+    return {
+        name: round(1e3 * statistics.median(run.stage_s[name] for run in runs) / steps, 3) for name in runs[0].stage_s
+    }
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -224,7 +229,7 @@ def table(result: dict[str, Any]) -> str:
         f"  samples/s, split to uncut        {result['ratio']:.3f}   95%: {result['low']:.3f} to {result['high']:.3f}",
         f"  samples/s, split to uncut tuned  {result['ratio_tuned']:.3f}   "
         f"95%: {result['low_tuned']:.3f} to {result['high_tuned']:.3f}",
-        f"  ms a step                        uncut {took['uncut']:.3f}, tuned {took['uncut_tuned']:.3f}, "
+        f"  ms a step                        uncut {took['uncut']:.3f}, tuned {took['tuned']:.3f}, "
         f"split {took['split']:.3f}",
         f"  bytes a step                     {result['bytes_per_step']:,}",
         f"  peak memory, MB                  client {result['peak_mb_client']}, server {result['peak_mb_server']}, "

@@ -3,11 +3,12 @@
 Each trains with one thread, writes its weights into a folder, and sends a `Record` through its pipe.
 """
 
-import resource
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from safetensors.torch import save_file
@@ -24,7 +25,6 @@ from workloads import CUT, LR, WORKLOADS, Workload
 
 CLIENT, SERVER = "hospital-a", "lab"
 WARM_UP = 5
-LINK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ class Record:
     loss: float
     """The mean over the last epoch."""
     peak_mb: float
+    cpu_ms: float
+    """Of the whole process, all threads, per step after the warm-up."""
     stage_s: dict[str, float] = field(default_factory=dict)
     """Seconds of a party's own thread, over all steps, by what they were spent on."""
     sent_bytes: int = 0
@@ -52,7 +54,7 @@ def train_uncut(name: str, steps: int, folder: Path, pipe: Connection) -> None:
     loss_of = getattr(F, workload.loss)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     losses: list[float] = []
-    ends = []
+    clock = Clock()
     for _ in range(epochs):
         losses.clear()
         for at in range(0, len(x), workload.batch):
@@ -61,9 +63,9 @@ def train_uncut(name: str, steps: int, folder: Path, pipe: Connection) -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            ends.append(time.perf_counter())
+            clock.step()
     save_file(model.state_dict(), folder / "weights.safetensors")
-    pipe.send(Record(step_s=between(ends), loss=sum(losses) / len(losses), peak_mb=peak_mb()))
+    pipe.send(Record(step_s=clock.steps(), loss=fmean(losses), peak_mb=peak_mb(), cpu_ms=clock.cpu_ms()))
 
 
 # ---------------------------------------------------------------------- a party of the split run
@@ -76,11 +78,11 @@ def take_part(name: str, steps: int, folder: Path, party: str, pipe: Connection)
     workload = WORKLOADS[name]
     x, y, epochs = workload.epochs(steps)
     agreement = agree(workload, x.shape[1:], epochs)
-    ends: list[float] = []
+    clock = Clock()
 
     def observe(fact: Fact) -> None:
         if isinstance(fact, Progressed):
-            ends.append(time.perf_counter())
+            clock.step()
         elif isinstance(fact, Noticed) and "listens on port" in fact.sentence:
             pipe.send(int(fact.sentence.rpartition(" ")[2]))
 
@@ -96,9 +98,10 @@ def take_part(name: str, steps: int, folder: Path, party: str, pipe: Connection)
     outcome.save(folder / party)
     pipe.send(
         Record(
-            step_s=between(ends),
+            step_s=clock.steps(),
             loss=outcome.meter.history[-1].metrics["loss"],
             peak_mb=peak_mb(),
+            cpu_ms=clock.cpu_ms(),
             stage_s=dict(outcome.meter.seconds),
             sent_bytes=sum(link.sent_bytes for link in outcome.party.links.values()),
         )
@@ -125,11 +128,25 @@ def agree(workload: Workload, row: torch.Size, epochs: int) -> Agreement:
     return draft(terms, workload.model())
 
 
-def between(ends: list[float]) -> list[float]:
-    """Seconds from the end of one step to the end of the next, after the warm-up."""
-    steady = ends[WARM_UP - 1 :]
-    return [stop - start for start, stop in zip(steady, steady[1:], strict=False)]
+class Clock:
+    """When each step ended, and how much processor time this process had taken by then."""
+
+    def __init__(self) -> None:
+        self._ends: list[tuple[float, float]] = []
+
+    def step(self) -> None:
+        self._ends.append((time.perf_counter(), time.process_time()))
+
+    def steps(self) -> list[float]:
+        """Seconds from the end of one step to the end of the next, after the warm-up."""
+        return [stop - start for (start, _), (stop, _) in pairwise(self._ends[WARM_UP - 1 :])]
+
+    def cpu_ms(self) -> float:
+        (_, start), *between, (_, stop) = self._ends[WARM_UP - 1 :]
+        return 1e3 * (stop - start) / (len(between) + 1)
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    """The most memory this process has held. Unlike `getrusage` it knows nothing of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith("VmHWM"))

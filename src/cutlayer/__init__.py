@@ -7,12 +7,13 @@ from cutlayer.errors import CutlayerError
 
 if TYPE_CHECKING:
     from cutlayer.model.parts import Parts
-    from cutlayer.simulate import Result, simulate
+    from cutlayer.simulation import Result, simulate
 
+# (The room is called `simulation`: a module called like the function would take its place when it is imported.)
 __version__ = "0.1.0"
 __all__ = ["CutlayerError", "Parts", "Result", "__version__", "simulate"]
 
-_ROOMS = {"Parts": "cutlayer.model.parts", "Result": "cutlayer.simulate", "simulate": "cutlayer.simulate"}
+_ROOMS = {"Parts": "cutlayer.model.parts", "Result": "cutlayer.simulation", "simulate": "cutlayer.simulation"}
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from cutlayer import Result, simulate
 from cutlayer.plan.streams import stream_seed
-from cutlayer.simulate import simulate_plan
+from cutlayer.simulation import simulate_plan
 from equivalence.longhand import (
     RECIPES,
     SECRETS,

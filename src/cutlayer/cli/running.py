@@ -95,7 +95,7 @@ def simulate(
     from cutlayer.keys.certificates import party_secret
     from cutlayer.party.agreement import read_agreement
     from cutlayer.party.report import report, versions
-    from cutlayer.simulate import simulate_plan
+    from cutlayer.simulation import simulate_plan
 
     given = _named(data or [])
     agreement = read_agreement(plan)

@@ -170,7 +170,7 @@ class Session:
         self._begin_schedule()
 
     def _turn(self, peer: str, turn: Turn) -> None:
-        opened = self._open_mine()
+        opened = self._open_next()
         if opened is None or opened.message() != turn:
             raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
         opened.granted = True
@@ -180,21 +180,20 @@ class Session:
         turn = self._unreported.get(report.turn)
         if turn is None or peer not in turn.unreported:
             raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} was reported, or is not open")
-        owners = turn.work.parties if self.conducts else (self.me,)
-        if report.sums.keys() != {owner for owner in owners if peer in self._loss_holders(owner)}:
+        if report.sums.keys() != turn.unreported[peer]:
             raise RemoteProtocolError(
-                "wrong-report", peer, f"turn {turn.number}: it tells others' losses, or not its own"
+                "wrong-report", peer, f"turn {turn.number}: others' losses, or not all of its own"
             )
         if not all(map(is_sound, report.sums.values())):
             raise RemoteProtocolError("wrong-report", peer, f"turn {turn.number}: no loss has such sums")
-        turn.unreported.discard(peer)
+        del turn.unreported[peer]
         if report.sums:
             self._tell(turn, report.sums)
         self._close_reported()
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
-            if self._traffic.turns or self._unreported or self._open_mine() is not None:
+            if self._traffic.turns or self._unreported or self._open_next() is not None:
                 raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
             self._send(peer, Bye())
 
@@ -216,26 +215,19 @@ class Session:
         self.joinable.clear()
 
     def _open_next(self) -> OpenTurn | None:
-        """Take the schedule's next turn; where I take part, its tickets may come from now on."""
-        number, work = next(self._schedule, (None, None))
-        if number is None or work is None:
-            return None
-        turn = OpenTurn(number, work, self.members, self.plan.terms.training)
-        parties = self._traffic.parties(turn)
-        if self.me in parties:
-            self._traffic.open(turn)
-        if self.conducts:
-            turn.unreported = set(parties)
-        elif self.me in turn.steps:
-            turn.unreported = self._loss_holders(self.me) - {self.me}
-        if turn.unreported:
-            self._unreported[number] = turn
-        return turn
+        """Go on in the schedule to the next turn in which I take part, or that I grant: its tickets may come now."""
+        for number, work in self._schedule:
+            takes_part = self._traffic.takes_part(work)
+            if takes_part or self.conducts:
+                return self._open(OpenTurn(number, work, self.members, self.plan.terms.training), takes_part)
+        return None
 
-    def _open_mine(self) -> OpenTurn | None:
-        """Go on in the schedule to the next turn in which I take part."""
-        while (turn := self._open_next()) is not None and turn.number not in self._traffic.turns:
-            pass
+    def _open(self, turn: OpenTurn, takes_part: bool) -> OpenTurn:
+        if takes_part:
+            self._traffic.open(turn)
+        turn.unreported = self._reports(turn.work)
+        if turn.unreported:
+            self._unreported[turn.number] = turn
         return turn
 
     def _close_reported(self) -> None:
@@ -281,7 +273,7 @@ class Session:
             if turn.sums:
                 self._tell(turn, turn.sums)
             if self.conducts:
-                turn.unreported.discard(self.me)
+                del turn.unreported[self.me]
                 for peer in self.peers:
                     if peer in turn.sums:
                         self._send(peer, Report(turn.number, {peer: turn.sums[peer]}))
@@ -289,6 +281,17 @@ class Session:
             else:
                 self._send(self.plan.conductor, Report(turn.number, turn.sums))
             self._traffic.begin()
+
+    def _reports(self, work: Work) -> dict[str, set[str]]:
+        """Whose reports of a turn I am to hear, and the owners of the rows whose losses each will tell."""
+        if not self.conducts:
+            holders = self._loss_holders(self.me) - {self.me} if self.me in work.parties else ()
+            return {holder: {self.me} for holder in holders}
+        reports: dict[str, set[str]] = {party: set() for party in self._traffic.parties(work)}
+        for owner in work.parties:
+            for holder in self._loss_holders(owner):
+                reports[holder].add(owner)
+        return reports
 
     def _loss_holders(self, owner: str) -> set[str]:
         route = self._traffic.route(owner)
@@ -372,7 +375,7 @@ class Session:
             return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
         if self.conducts:
             oldest = next(iter(self._unreported.values()), None)
-            owing = oldest.unreported - {self.me} if oldest else set()
+            owing = oldest.unreported.keys() - {self.me} if oldest else set()
             leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
             return f"{', '.join(sorted(owing) or leaving)} to {'answer' if oldest else 'leave'}"
         return f"{self.peers[0]} to answer" if self._traffic.turns else f"{self.peers[0]} to grant a turn"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from cutlayer.errors import Diverged, RemoteProtocolError
 from cutlayer.plan.plan import Plan
+from cutlayer.plan.schedule import Work
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.events import Action, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate
@@ -38,11 +39,18 @@ class Traffic:
             self._routes[owner] = Route(self.plan, self.me, owner)
         return self._routes[owner]
 
-    def parties(self, turn: OpenTurn) -> frozenset[str]:
+    def parties(self, work: Work) -> set[str]:
         """The parties that a turn needs."""
-        for owner in turn.steps.keys() - self._parties.keys():
+        return set().union(*map(self._on_the_way, work.parties))
+
+    def takes_part(self, work: Work) -> bool:
+        """Whether a turn needs me."""
+        return self.me in work.parties or any(self.me in self._on_the_way(owner) for owner in work.parties)
+
+    def _on_the_way(self, owner: str) -> frozenset[str]:
+        if owner not in self._parties:
             self._parties[owner] = parties_on_the_way(self.plan, owner)
-        return frozenset().union(*(self._parties[owner] for owner in turn.steps))
+        return self._parties[owner]
 
     # ------------------------------------------------------------------ turns
 
@@ -50,8 +58,9 @@ class Traffic:
         """Give the turn its place in the queue of every replica of mine that it needs."""
         needed: dict[Replica, int] = {}
         for owner, steps in turn.steps.items():
-            for replica in self.route(owner).replicas.values():
-                needed[replica] = needed.get(replica, 0) + steps
+            if self.me in self._on_the_way(owner):
+                for replica in self.route(owner).replicas.values():
+                    needed[replica] = needed.get(replica, 0) + steps
         for replica, steps in needed.items():
             self._gates[replica].append(turn.number, turn.purpose, steps)
         turn.replicas_left = turn.step_left = len(needed)

@@ -55,8 +55,8 @@ class OpenTurn:
         """Replicas of mine that have not finished this turn."""
         self.step_left = 0
         """Replicas of mine that have not finished the step that is due."""
-        self.unreported: set[str] = set()
-        """Whose reports are due."""
+        self.unreported: dict[str, set[str]] = {}
+        """Whose reports are due, and the owners of the rows whose losses each will tell."""
         self.sums: dict[str, dict[str, float]] = {}
 
     def _steps(self, owner: str) -> int:

@@ -9,7 +9,7 @@ import torch
 from cutlayer.model.replica import state_digest
 from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.schedule import TurnUnit
-from cutlayer.simulate import simulate_plan
+from cutlayer.simulation import simulate_plan
 from equivalence.longhand import RECIPES, SECRETS
 from equivalence.models import CASES
 from equivalence.test_uncut import possible
