@@ -117,6 +117,13 @@ def _get(said: object, name: str) -> object:
     return getattr(said, name, getattr(getattr(said, "ticket", None), name, None))
 
 
+def ahead() -> Wire:
+    """The lab keeps an activation of `hospital-b`, granted ahead, until the turn of `hospital-a` is over."""
+    wire = begun(LAB, "u_shaped")()
+    assert wire.inject(B, LAB, forward(ticket(1, owner=B), "bottom->middle")) == []
+    return wire
+
+
 def reported() -> Wire:
     """The lab has the report of `hospital-a` on the evaluation, and waits for others."""
     return until(lambda wire: Report(2, {}) in [send.message for send in wire.sent(A)] and not wire.links[A, LAB])()
@@ -229,8 +236,8 @@ CASES = {
     "a gradient before its activation": at_lab(
         "gradient-before-activation", backward(edge="middle->head"), begun(LAB, U)
     ),
-    "a gradient before the labels": at_lab(
-        "gradient-before-activation", backward(ticket(1, owner=B), "middle->head"), begun(LAB, U), B
+    "a gradient for what waits for its turn": at_lab(
+        "gradient-before-activation", backward(ticket(1, owner=B), "middle->head"), ahead, B
     ),
     "a gradient of labels": at_client("no-gradient-here", backward(edge="y->top")),
     "too many rows": at_lab("wrong-shape", forward(rows=4)),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Train, TurnUnit
+from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.events import Done, Run, Send, Step
 from cutlayer.protocol.messages import Backward, Forward, Report, Rows, Ticket
 from cutlayer.protocol.session import Session
@@ -200,6 +201,23 @@ def test_fifty_orders_of_delivery_give_each_replica_the_same_work_in_the_same_or
         assert_all_done(wire)
         assert order(wire, "forward") == order(straight, "forward")
         assert order(wire, "backward") == order(straight, "backward")
+
+
+def test_parts_of_a_step_that_arrive_in_another_order_wait_for_each_other() -> None:
+    plan = make_plan("u_shaped", clients=1, micro_batches=3)
+    wire = Wire(plan, {A: Rows(4)}).start().run(until=lambda wire: wire.sessions[LAB].states.get(A) == "running")
+    parts = [
+        Forward(Ticket(0, A, 0, micro, "train"), "bottom->middle", _hidden(rows))
+        for micro, rows in enumerate((1, 1, 2))
+    ]
+    assert wire.inject(A, LAB, parts[1]) == []
+    assert wire.inject(A, LAB, parts[2]) == []
+    released = [action for action in wire.inject(A, LAB, parts[0]) if isinstance(action, Run)]
+    assert [run.ticket.micro for run in released] == [0, 1, 2]
+
+
+def _hidden(rows: int) -> tuple[TensorShape, ...]:
+    return (TensorShape("float64", (rows, 6)),)
 
 
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])
