@@ -198,6 +198,10 @@ def test_no_rounds_give_the_initial_model() -> None:
         assert torch.equal(result.model_for("a").state_dict()[name], value)
 
 
+def test_a_model_given_in_evaluation_mode_trains_as_any_other() -> None:
+    assert run(model=network().eval()).history == run().history
+
+
 def test_evaluation_moves_no_weight_and_no_statistic() -> None:
     often, never = run(held_out={"a": rows(13, 5), "b": rows(4, 6)}, turn="batch"), run(held_out=0.0, turn="batch")
     trained = [entry["loss"] for entry in often.history if entry["purpose"] == "train"]

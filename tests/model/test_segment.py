@@ -194,6 +194,14 @@ def test_the_stream_is_the_one_that_the_documents_state() -> None:
     assert torch.equal(out, plain(rows(0)))
 
 
+def test_every_layer_trains_in_training_mode_whatever_mode_it_was_given_in() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    module[1].eval()
+    segment = between(module)
+    segment.forward(ticket(), {"in": (rows(0),)})
+    assert segment.replica.module.state_dict()["1.num_batches_tracked"] == 1
+
+
 def test_evaluation_keeps_no_graph_and_moves_no_statistics() -> None:
     segment = between(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double())
     segment.forward(ticket(), {"in": (rows(0),)})

@@ -252,14 +252,21 @@ def test_every_activation_is_answered_once_and_without_tensors_where_there_is_no
 ) -> None:
     scenario = Scenario(topology, UNEQUAL, 4, 2, 1, "epoch", drop_last=False, frozen=frozen)
     wire = scenario.play(3)
-    sends = [(t.party, t.action.message) for t in wire.trace if isinstance(t.action, Send)]
-    activations = Counter((m.ticket, m.edge) for _, m in sends if isinstance(m, Forward) and m.edge[0] != "y")
-    answers = {(m.ticket, m.edge): m for _, m in sends if isinstance(m, Backward)}
+    messages = [send.message for send in _sends(wire)]
+    activations = Counter((m.ticket, m.edge) for m in messages if isinstance(m, Forward) and m.edge[0] != "y")
+    answers = {(m.ticket, m.edge): m for m in messages if isinstance(m, Backward)}
     assert activations == Counter(answers.keys())
     for (ticket, edge), answer in answers.items():
         gradient = ticket.purpose == "train" and not (frozen and edge.startswith("bottom"))
         assert bool(answer.tensors) == gradient
         assert (answer.normaliser > 0) == (ticket.purpose == "train")
+    assert all(s.payload == () for s in _sends(wire) if isinstance(s.message, Backward) and not s.message.tensors)
+    learners = {t.action.node for t in wire.trace if isinstance(t.action, Run) and t.action.direction == "backward"}
+    assert ("bottom" in learners) != frozen
+
+
+def _sends(wire: Wire) -> list[Send]:
+    return [traced.action for traced in wire.trace if isinstance(traced.action, Send)]
 
 
 @pytest.mark.parametrize("topology", ["vanilla", "u_shaped"])

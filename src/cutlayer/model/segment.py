@@ -50,6 +50,7 @@ class ModelSegment:
         self._loss = loss
         self._labels_edge = labels_edge
         self._device = next(replica.module.parameters()).device
+        replica.module.train()  # all its layers: some may have been given in another mode than the whole
         self._graphs: dict[Ticket, _Graph] = {}
         self._writes_in_place: dict[bool, bool] = {}
 

@@ -87,6 +87,7 @@ class Party:
         self._parts, self._secret, self._loader = parts, secret, loader
         self._observers = list(observers)
         self._device = torch.device(device)
+        self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
         self._loss = Loss(plan.terms.training.loss)
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
@@ -236,7 +237,6 @@ class Party:
                 self._events.append(Broke(RunError(stop.reason)))
 
     def _tell_crossed(self, peer: str, message: Forward | Backward, nbytes: int, *, sent: bool) -> None:
-        edge = self.plan.topology.edge(message.edge)
         fact = Crossed(
             party=self.name,
             peer=peer,
@@ -245,7 +245,7 @@ class Party:
             sent=sent,
             purpose=message.ticket.purpose,
             rows=message.tensors[0].shape[0] if message.tensors and message.tensors[0].shape else 0,
-            carries=self.plan.topology.source_kind(edge) if edge else None,
+            carries=self._carries.get(message.edge),
             shapes=message.tensors,
             payload_bytes=sum(tensor.nbytes for tensor in message.tensors),
             frame_bytes=nbytes,

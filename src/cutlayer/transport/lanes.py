@@ -15,7 +15,7 @@ from cutlayer.transport.buffers import BufferPool
 from cutlayer.transport.channel import NO_BODY, PING
 from cutlayer.transport.opening import wake
 
-SMALL_BYTES = 64 * 1024
+SMALL_BYTES = 128 * 1024  # up to here one copy costs less than a second write, which wakes the peer once more
 WRITE_BYTES = 256 * 1024
 GATHER_BYTES = 4096
 
