@@ -93,6 +93,12 @@ def joined() -> Wire:
     return wire
 
 
+def whole() -> Wire:
+    """As `granted`, but each step is one ticket: no part of it may count for nothing."""
+    wire = Wire(make_plan(micro_batches=1), ROWS).start()
+    return wire.run(until=lambda wire: len(wire.sent(A)) >= 3 and not wire.results[A])
+
+
 def begun(party: str, topology: str = "vanilla") -> Scene:
     """The party's run has just begun; for the lab the first turns are granted, for a client none."""
     return until(lambda wire: set(wire.sessions[party].states.values()) == {"running"}, topology)
@@ -115,6 +121,11 @@ def after(party: str, action: type, count: int = 1, topology: str = "vanilla", *
 
 def _get(said: object, name: str) -> object:
     return getattr(said, name, getattr(getattr(said, "ticket", None), name, None))
+
+
+def whole() -> Wire:
+    """As `granted`, with steps of one part."""
+    return Wire(make_plan(), ROWS).start().run(until=lambda wire: len(wire.sent(A)) >= 3)
 
 
 def ahead() -> Wire:
@@ -250,7 +261,7 @@ CASES = {
     "a gradient in evaluation": at_client(
         "wrong-shape", backward(in_eval(0), rows=4, normaliser=0.0), after(A, Forward, 2, turn=2)
     ),
-    "a normaliser of nothing": at_client("wrong-normaliser", backward(normaliser=0.0)),
+    "a normaliser of nothing": at_client("wrong-normaliser", backward(rows=4, normaliser=0.0), whole),
     "a negative normaliser": at_client("wrong-normaliser", backward(normaliser=-2.0)),
     "an infinite normaliser": at_client("wrong-normaliser", backward(normaliser=math.inf)),
     "a normaliser that is no number": at_client("wrong-normaliser", backward(normaliser=math.nan)),
@@ -294,6 +305,12 @@ CASES = {
     "a goodbye in a turn": at_client("early-bye", Bye()),
     "a goodbye before the last losses": at_client("early-bye", Bye(), after(A, Report, turn=2)),
 }
+
+
+def test_a_part_of_a_step_may_count_for_nothing() -> None:
+    wire = granted()()
+    actions = wire.sessions[A].feed(Received(LAB, backward(normaliser=0.0), None))
+    assert [type(action) for action in actions] == [Run]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -111,7 +111,7 @@ def run(
         "pins": plan.terms.pins,
         "insecure_plaintext_on_loopback": network.insecure_plaintext_on_loopback,
     }
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         if member.session.conducts:
             address = network.listen or address_of(plan.terms.parties[party].address, party)
             listener = Listener(
@@ -145,7 +145,7 @@ def make_loader(
         secret=secret,
         shuffle=plan.terms.training.shuffle,
         held_out=plan.terms.training.held_out if held_out is None else held_out,
-        classes=plan.contents.classes or None,
+        classes=None if "ignore_index" in plan.terms.training.loss.options else plan.contents.classes or None,
     )
 
 

@@ -15,7 +15,7 @@ RULES: dict[str, str] = {
     "gradient-before-activation": "a gradient answers an activation that was sent",
     "no-gradient-here": "raw data is not answered",
     "wrong-shape": "dtype and shape are those of the plan for this ticket's rows",
-    "wrong-normaliser": "a loss normaliser is a positive, finite number, the same on all ways back; 0 in evaluation",
+    "wrong-normaliser": "a loss normaliser is finite, positive (0 for a part of a step), the same on all ways back",
     "wrong-rows": "the conductor knows the rows that this party announced, and every member once",
     "wrong-report": "a party reports each turn once, and the sums of the losses that it holds, as a loss has them",
     "off-schedule": "a turn is what the receiver's own schedule says",

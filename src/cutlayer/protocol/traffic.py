@@ -149,7 +149,7 @@ class Traffic:
         """Each of a training ticket's gradients bears the loss's own normaliser, which I know if the loss is mine."""
         normaliser = message.normaliser
         if message.ticket.purpose == "train":
-            right = math.isfinite(normaliser) and normaliser > 0 and flight.normaliser in {0.0, normaliser}
+            right = self._counts(normaliser) and flight.normaliser in {0.0, normaliser}
         else:
             right = normaliser == 0
         if not right:
@@ -185,7 +185,7 @@ class Traffic:
         assert event.sums is not None
         loss, normaliser = event.sums["loss"], event.sums["normaliser"]
         training = turn.purpose == "train"
-        if not (math.isfinite(loss) and math.isfinite(normaliser)) or (training and normaliser <= 0):
+        if not math.isfinite(loss) or not (self._counts(normaliser) if training else math.isfinite(normaliser)):
             raise Diverged(
                 f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} (round "
                 f"{turn.work.round}): lower the learning rate, or look at that party's rows"
@@ -193,6 +193,11 @@ class Traffic:
         if training:
             flight.normaliser = normaliser
         turn.add(event.ticket.owner, dict(event.sums))
+
+    def _counts(self, normaliser: float) -> bool:
+        """Whether a ticket may have this normaliser: a part of a step may lie on rows that do not count."""
+        a_part = self.plan.terms.training.micro_batches > 1
+        return math.isfinite(normaliser) and (normaliser > 0 or (a_part and normaliser == 0))
 
     def _move_on(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         if edge.target_party == self.me:
@@ -261,6 +266,8 @@ class Traffic:
         slot.normaliser += flight.normaliser
         if slot.drained < len(turn.batches(ticket.owner, slot.step)):
             return
+        if slot.normaliser <= 0:
+            raise Diverged(f"no row counts in the loss of step {ticket.step} of turn {ticket.turn}, {ticket.owner}'s")
         self.out.append(Step(route.replicas[node], ticket.owner, turn.work.round, slot.normaliser))
         if not slot.next_step():
             self._leave(turn, gate)
