@@ -93,12 +93,6 @@ def joined() -> Wire:
     return wire
 
 
-def whole() -> Wire:
-    """As `granted`, but each step is one ticket: no part of it may count for nothing."""
-    wire = Wire(make_plan(micro_batches=1), ROWS).start()
-    return wire.run(until=lambda wire: len(wire.sent(A)) >= 3 and not wire.results[A])
-
-
 def begun(party: str, topology: str = "vanilla") -> Scene:
     """The party's run has just begun; for the lab the first turns are granted, for a client none."""
     return until(lambda wire: set(wire.sessions[party].states.values()) == {"running"}, topology)
