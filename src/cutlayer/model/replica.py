@@ -51,7 +51,8 @@ class Replica:
                 if parameter.grad is not None:
                     parameter.grad.div_(normaliser)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         if self.schedule is not None and self._every_step:
             self.schedule.step()
 

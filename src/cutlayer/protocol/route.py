@@ -51,10 +51,13 @@ class Route:
         nodes = topology.nodes
         self.owner = owner
         self.party_of = {node.name: _holder(plan, node.role, owner) for node in nodes}
-        self.sources = tuple(s.name for s in topology.sources if self.party_of[s.name] == me)
         self.segments = tuple(s.name for s in topology.segments if self.party_of[s.name] == me)
         self.losses = frozenset(s.name for s in topology.segments if s.loss)
         self.edges = {edge.name: self._edge(plan, edge.source, edge.target) for edge in topology.edges}
+        leaving = {edge.source for edge in self.edges.values() if edge.target_party != me}
+        mine = [source.name for source in topology.sources if self.party_of[source.name] == me]
+        self.sources = tuple(sorted(mine, key=lambda name: name not in leaving))
+        """Mine, those that leave first: they travel while this party computes."""
         self.inputs = {n.name: tuple(e for e in self.edges.values() if e.target == n.name) for n in nodes}
         self.outputs = {n.name: tuple(e for e in self.edges.values() if e.source == n.name) for n in nodes}
         self.replicas = {name: self._replica(plan, name) for name in self.segments}
