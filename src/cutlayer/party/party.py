@@ -19,7 +19,7 @@ from cutlayer.errors import ChannelClosed, ChannelError, CutlayerError, RunError
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
-from cutlayer.observe.facts import Crossed, Fact, Observer, Progressed, Scored, Spent, metrics
+from cutlayer.observe.facts import Crossed, Fact, Noticed, Observer, Progressed, Scored, Spent, metrics
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol import wire
@@ -135,6 +135,7 @@ class Party:
                 self._tell_scores(action)
             case Drop():
                 self.links.pop(action.peer).close()
+                self.tell(Noticed(party=self.name, sentence=f"{action.peer} was sent away: {action.reason}"))
             case Done() | Fail():
                 self.over = True
                 self.error = action.error if isinstance(action, Fail) else None
