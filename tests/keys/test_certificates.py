@@ -53,9 +53,13 @@ def test_a_demo_kit_has_all_that_its_parties_need_and_nothing_more(kit: Path) ->
         "hospital-a.crt",
         "hospital-a.csr",
         "hospital-a.key",
+        "hospital-a.pub",
+        "hospital-a.seal.key",
         "lab.crt",
         "lab.csr",
         "lab.key",
+        "lab.pub",
+        "lab.seal.key",
     ]
     credentials = load_credentials(kit, "lab")
     assert (credentials.party, credentials.key, credentials.warnings) == ("lab", kit / "lab.key", ())

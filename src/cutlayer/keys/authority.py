@@ -81,7 +81,8 @@ def sign_request(request: Path, authority: Path, days: int = PARTY_DAYS) -> Path
 def make_demo_kit(folder: Path, parties: Iterable[str]) -> Path:
     """All parties' keys and certificates in one folder, and the authority in `folder/authority`; returns `folder`.
 
-    For trying things out on one machine: who makes this kit holds every private key. Raises `CredentialError`.
+    For trying things out on one machine: who makes this kit holds every private key, until `hand_over` gives each party
+    its own. Raises `CredentialError`.
     """
     names = tuple(parties)
     for party in names:

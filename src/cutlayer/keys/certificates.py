@@ -1,7 +1,7 @@
 """A party's own files: its private key, the request for a certificate, the certificate, and a secret of its own.
 
-A keys folder holds `ca.crt`, and for a party `NAME.key`, `NAME.csr`, `NAME.crt` and `NAME.secret`. The key and the
-secret never leave it.
+A keys folder holds `ca.crt`, and for a party `NAME.key`, `NAME.csr`, `NAME.crt`, `NAME.secret`, and for sealed messages
+`NAME.seal.key` and `NAME.pub`. The keys and the secret never leave it.
 """
 
 import hashlib
@@ -25,9 +25,11 @@ from cryptography.x509.oid import NameOID
 
 from cutlayer.errors import CredentialError
 from cutlayer.keys.files import check_party, exposure, read, write_private, write_private_once, write_public
+from cutlayer.keys.pairs import make_pairs, pairs_path
 
 SECRET_BYTES = 32
 EXPIRES_SOON = timedelta(days=14)
+_REPLACE = "to replace the key, move it away first"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,22 +44,34 @@ class Credentials:
 
 
 def make_request(folder: Path, party: str) -> Path:
-    """Makes a private key and the request for its certificate; returns the request's path, to be sent to the authority.
+    """A party's private keys, and what it shows of them; returns the path of `NAME.csr`, to be sent to the authority.
 
-    Raises `CredentialError` for a name that cannot be a party's, and if the party has a key already.
+    Makes `NAME.key` with its request `NAME.csr`, and `NAME.seal.key` with its `NAME.pub`; of these it adds what is
+    missing and keeps what is there. Raises `CredentialError` for a name that cannot be a party's, and if nothing is
+    missing.
     """
+    complete_request(folder, party)
+    return folder / f"{party}.csr"
+
+
+def complete_request(folder: Path, party: str) -> tuple[Path, ...]:
+    """`make_request`, but returns all files that it made: one or more of the four. Raises `CredentialError`."""
     check_party(party)
-    key = new_private_key()
-    request = (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(common_name(party))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(party)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    write_private(folder / f"{party}.key", private_pem(key), mend="to replace the key, move it away first")
-    path = folder / f"{party}.csr"
-    write_public(path, request.public_bytes(Encoding.PEM))
-    return path
+    key, request = folder / f"{party}.key", folder / f"{party}.csr"
+    made: tuple[Path, ...] = ()
+    if not key.exists():
+        private = new_private_key()
+        write_private(key, private_pem(private), mend=_REPLACE)
+        write_public(request, _request_pem(private, party))
+        made = (key, request)
+    elif not request.exists():
+        private = load_private_key(key, mend="restore it, or move it away and make another")
+        write_public(request, _request_pem(private, party))
+        made = (request,)
+    made += make_pairs(folder, party)
+    if not made:
+        raise CredentialError(f"{key} is there already and is never overwritten; {_REPLACE}")
+    return made
 
 
 def load_credentials(folder: Path, party: str) -> Credentials:
@@ -69,7 +83,7 @@ def load_credentials(folder: Path, party: str) -> Credentials:
         certificate, mend=f"send {party}.csr to the authority, which answers `cutlayer keys sign {party}.csr`"
     )
     signer = load_certificate(authority, mend="ask the authority for its ca.crt; every party needs the same one")
-    _check_names(own, party, certificate)
+    check_names(own, party, certificate)
     if own.public_key() != private.public_key():
         raise CredentialError(
             f"{certificate} was signed for another key than {key}; send the present {party}.csr to the authority"
@@ -80,10 +94,10 @@ def load_credentials(folder: Path, party: str) -> Credentials:
         raise CredentialError(
             f"{certificate} was not signed by {authority}; ask the authority for both files again"
         ) from error
-    secret = folder / f"{party}.secret"
+    others = (folder / f"{party}.secret", pairs_path(folder, party))
     warnings = [
         exposure(key),
-        exposure(secret) if secret.exists() else "",
+        *(exposure(private) for private in others if private.exists()),
         _check_dates(own, certificate, f"let the authority sign {party}.csr again"),
         _check_dates(signer, authority, "every party needs a new certificate, of a new authority"),
     ]
@@ -147,7 +161,8 @@ def load_certificate(path: Path, *, mend: str) -> x509.Certificate:
         raise CredentialError(f"{path} is no certificate in PEM; {mend}") from error
 
 
-def _check_names(certificate: x509.Certificate, party: str, path: Path) -> None:
+def check_names(certificate: x509.Certificate, party: str, path: Path) -> None:
+    """Raises `CredentialError` unless the certificate names the party."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         certified = names.value.get_values_for_type(x509.DNSName)
@@ -157,6 +172,16 @@ def _check_names(certificate: x509.Certificate, party: str, path: Path) -> None:
         raise CredentialError(
             f"{path} names {', '.join(certified) or 'nobody'}, not {party}; let the authority sign {party}.csr"
         )
+
+
+def _request_pem(key: ec.EllipticCurvePrivateKey, party: str) -> bytes:
+    request = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(common_name(party))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(party)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return request.public_bytes(Encoding.PEM)
 
 
 def _check_dates(certificate: x509.Certificate, path: Path, mend: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cutlayer.errors import CredentialError
 
 PRIVATE_MODE = 0o600
+PRIVATE_ENDINGS = (".key", ".secret")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -54,6 +55,27 @@ def write_public(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     draft.write_bytes(data)
     draft.replace(path)
+
+
+def hand_over(kit: Path, folder: Path, party: str) -> None:
+    """Moves all of one party's files out of a kit into the party's own folder, and a copy of `ca.crt`.
+
+    Nothing of the party stays in the kit. Raises `CredentialError` if the kit has none of its files, or the folder has.
+    """
+    check_party(party)
+    files = sorted(kit.glob(f"{party}.*"))  # a party's name has no dot: these are its own and nobody else's
+    if not files:
+        raise CredentialError(f"{kit} has no files of {party}; make them with `cutlayer keys request {party}`")
+    if taken := [path.name for path in files if (folder / path.name).exists()]:
+        raise CredentialError(f"{folder / taken[0]} is there already and is never overwritten; choose an empty folder")
+    write_public(folder / "ca.crt", read(kit / "ca.crt", mend="ask the authority for its ca.crt"))
+    for path in files:
+        data = read(path, mend="it is its owner's alone")
+        if path.suffix in PRIVATE_ENDINGS:
+            write_private(folder / path.name, data, mend="choose an empty folder")
+        else:
+            write_public(folder / path.name, data)
+        path.unlink()
 
 
 def read(path: Path, *, mend: str) -> bytes:
