@@ -4,9 +4,10 @@ A simulation of a plan gives the bits that the plan gives over a network, given 
 torch build and thread count.
 """
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -15,18 +16,35 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cutlayer.errors import CutlayerError, DataError, LocalProtocolError, PeerStopped, PlanError
-from cutlayer.model.merge import merge
+from cutlayer.model.merge import merge, put_into
 from cutlayer.observe.facts import Observer, Scored
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.party import Party
-from cutlayer.party.run import make_loader
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, Option, PartyTerms, Terms, Training
-from cutlayer.plan.schedule import TurnUnit
+from cutlayer.party.replicas import Replicas
+from cutlayer.party.run import RUN_NAME_BYTES, make_loader
+from cutlayer.party.sealed import Unsealed
+from cutlayer.plan.check import needs_aggregator
+from cutlayer.plan.limits import Limits
+from cutlayer.plan.plan import (
+    AveragedOptimizer,
+    Choice,
+    ClientSegments,
+    InputTerms,
+    Method,
+    ModelTerms,
+    Option,
+    PartyTerms,
+    Terms,
+    Training,
+)
+from cutlayer.plan.schedule import SCHEDULES, TurnUnit
+from cutlayer.protocol.agenda import shared_agendas
 from cutlayer.protocol.route import Route, largest_body_bytes
 from cutlayer.transport.memory import MemoryChannel, pair
 
 Data = Dataset[Any]
+Cut = str | int | Sequence[str | int] | None
 HeldOut = float | Mapping[str, Data]
 
 
@@ -74,49 +92,78 @@ class Result:
         plan = self.agreement.plan
         if party not in plan.terms.filling("client"):
             raise PlanError(f"{party!r} brings no rows; models are of {', '.join(plan.terms.filling('client'))}")
-        modules: list[nn.Module] = []
+        parts = copy.deepcopy(self.agreement.parts_of(party))
         for name, holder in self.parties.items():
             for segment, replica in Route(plan, name, party).replicas.items():
-                worked = holder.segments.get(replica)
-                modules.append(worked.replica.module if worked else self.agreement.parts[segment])
-        return merge(self.agreement.model, modules).cpu().eval()
+                put_into(parts[segment], holder.replicas.state(replica))
+        return merge(self.agreement.model, parts.values()).cpu().eval()
 
 
 def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its word in `plan.toml`)
     model: nn.Module,
     *,
-    cut: str | int | Sequence[str | int] | None,
+    cut: Cut,
     data: Mapping[str, Data],
     topology: str = "vanilla",
     schedule: str = "alternating",
     turn: TurnUnit = "epoch",
     loss: str | Mapping[str, Any] = "cross_entropy",
     optimizer: str | Mapping[str, Any] = "sgd",
+    server_optimizer: str | Mapping[str, Any] | None = None,
     lr: float | None = None,
     lr_schedule: str | Mapping[str, Any] | None = None,
+    lr_scales: Mapping[str, float] | None = None,
     batch_size: int = 64,
     micro_batches: int = 1,
     rounds: int = 1,
+    clients_per_round: Choice = "all",
+    local_epochs: int = 1,
+    local_steps: int = 0,
+    averaged_optimizer: AveragedOptimizer = "reset",
+    client_segments: ClientSegments = "equal",
+    cut_average: float = 0.0,
+    proximal: float = 0.0,
+    personal: Sequence[str] = (),
+    cuts: Mapping[str, Cut] | None = None,
+    aggregator_sees_weights: bool = False,
     held_out: HeldOut = 0.2,
     shuffle: bool = True,
     drop_last: bool = False,
     seed: int = 0,
+    max_live: int = Limits().max_live,
     secrets: Mapping[str, bytes] | None = None,
     observers: Sequence[Observer] = (),
     device: str = "cpu",
 ) -> Result:
     """Train `model`, cut after the layers `cut`, on the rows of many clients and one server called `server`.
 
+    Where the schedule sums what clients send, a party called `aggregator` does it.
+
     Args:
         model: the uncut model, with its initial weights. It is not changed.
         cut: one layer for `vanilla`, two for `u_shaped`; None for explicit `Parts`.
         data: a map-style dataset of `(x, y)` samples for each client, in party order.
-        turn: with `alternating`, `"epoch"` or `"batch"`: how long one client trains before the next does.
+        schedule: `alternating`, `relay`, `parallel`, `splitfed_v1`, `splitfed_v2` or `splitfed_v3`.
+        turn: with `alternating` and `relay`, `"epoch"` or `"batch"`: how long one client trains before the next does.
         loss: a loss by its name in `torch.nn.functional`, or a mapping of `name` and its options.
         optimizer: one by its name in `torch.optim`, or a mapping of `name` and its options; `lr` is one of them.
+        server_optimizer: that of server segments, if another one.
         lr_schedule: one by its name in `torch.optim.lr_scheduler`, or a mapping; it moves on every round, or on every
             step with the option `every="step"`.
+        lr_scales: by client, what multiplies the server's learning rate in steps on that client's rows.
+        clients_per_round: how many clients take part in a round, a number or a part (1.0 is all).
+        local_epochs: passes of a client over its rows in a round.
+        local_steps: steps of a client in a round, instead of whole passes.
+        averaged_optimizer: whether the optimizer of an averaged replica is `"reset"`, `"keep"` or `"average"`.
+        client_segments: with `parallel`, `"equal"` by summed gradients, or each client's `"own"`.
+        cut_average: with `parallel` and own client segments, the part of each batch whose gradients at the cut are
+            averaged over the clients.
+        proximal: FedProx's μ, for averaged replicas.
+        personal: parameters that stay with their owner: patterns of names, or `"type:BatchNorm2d"`.
+        cuts: with `splitfed_v1`, by client, where its model is cut instead.
+        aggregator_sees_weights: the server itself sums what clients send.
         held_out: a dataset for each client to evaluate on after each round, or a fraction of its rows.
+        max_live: how many replicas of a segment are kept in memory; the others lie on disk.
         secrets: 32 bytes a party, the keys of its random streams; by default they are made from `seed`.
         observers: called with every fact of every party.
 
@@ -124,8 +171,11 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         PlanError, CutError, DataError: the arguments do not hold together. Diverged: a loss became infinite or NaN.
     """
     separate = held_out if isinstance(held_out, Mapping) else {}
-    _check_names(data, separate)
-    clients = {name: PartyTerms(role="client") for name in data}
+    _check_names(data, separate, cuts or {}, lr_scales or {})
+    clients = {
+        name: PartyTerms(role="client", cut=_layers((cuts or {}).get(name)), lr_scale=(lr_scales or {}).get(name, 1.0))
+        for name in data
+    }
     terms = Terms(
         topology=topology,
         schedule=schedule,
@@ -136,16 +186,29 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         training=Training(
             loss=_method(loss),
             optimizer=_method(optimizer, **({} if lr is None else {"lr": lr})),
+            server_optimizer=None if server_optimizer is None else _method(server_optimizer),
             lr_schedule=None if lr_schedule is None else _method(lr_schedule),
             batch_size=batch_size,
             micro_batches=micro_batches,
             rounds=rounds,
+            clients_per_round=clients_per_round,
+            local_epochs=local_epochs,
+            local_steps=local_steps,
+            averaged_optimizer=averaged_optimizer,
+            client_segments=client_segments,
+            cut_average=cut_average,
+            proximal=proximal,
+            personal=tuple(personal),
             shuffle=shuffle,
             drop_last=drop_last,
             held_out=held_out if isinstance(held_out, float | int) else 0.0,
         ),
         parties=clients | {"server": PartyTerms(role="server")},
+        aggregator_sees_weights=aggregator_sees_weights,
+        limits=Limits(max_live=max_live, header_bytes=max(Limits().header_bytes, 256 * len(data))),
     )
+    if schedule in SCHEDULES and needs_aggregator(terms) and not aggregator_sees_weights:
+        terms = replace(terms, parties=terms.parties | {"aggregator": PartyTerms(role="aggregator")})
     agreement = draft(terms, model)
     return simulate_plan(agreement, data, held_out=separate, secrets=secrets, observers=observers, device=device)
 
@@ -167,16 +230,22 @@ def simulate_plan(
     plan = agreement.plan
     secrets = {name: _secret(plan.terms.seed, name) for name in plan.terms.parties} | dict(secrets or {})
     meters = {name: Meter() for name in plan.terms.parties}
+    replicas, agendas = Replicas(plan, agreement.parts_of, device=device), shared_agendas(plan)
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         parties = {
             name: Party(
                 plan,
                 name,
-                parts=agreement.parts,
+                parts=agreement.parts_of,
                 secret=secrets[name],
                 loader=make_loader(agreement, name, data.get(name), (held_out or {}).get(name), secrets[name]),
                 observers=(meters[name], *observers),
                 device=device,
+                seals=Unsealed(),
+                replicas=replicas,
+                agendas=agendas,
+                run="0" * 2 * RUN_NAME_BYTES,
+                ahead=0 if plan.schedule.server_shared else 1,
             )
             for name in plan.terms.parties
         }
@@ -221,13 +290,16 @@ def _raise_first(parties: Mapping[str, Party]) -> None:
         raise LocalProtocolError("stuck", "the simulation", "; ".join(waiting))
 
 
-def _check_names(data: Mapping[str, Data], held_out: Mapping[str, Data]) -> None:
+def _check_names(data: Mapping[str, Data], held_out: Mapping[str, Data], *others: Mapping[str, Any]) -> None:
     if not data:
         raise DataError("data is empty: give a dataset for at least one client")
-    if "server" in data:
-        raise DataError("'server' is the name of the party that brings no rows: call that client otherwise")
+    for name in ("server", "aggregator"):
+        if name in data:
+            raise DataError(f"{name!r} is the name of a party that brings no rows: call that client otherwise")
     if strange := sorted(held_out.keys() - data.keys()):
         raise DataError(f"held_out has rows of {', '.join(strange)}, but the clients are {', '.join(data)}")
+    if unknown := sorted(set().union(*others) - data.keys()):
+        raise PlanError(f"cuts and lr_scales name {', '.join(unknown)}, but the clients are {', '.join(data)}")
 
 
 def _secret(seed: int, party: str) -> bytes:
@@ -235,7 +307,7 @@ def _secret(seed: int, party: str) -> bytes:
     return sha256(f"cutlayer simulation {seed} {party}".encode()).digest()
 
 
-def _layers(cut: str | int | Sequence[str | int] | None) -> tuple[str, ...]:
+def _layers(cut: Cut) -> tuple[str, ...]:
     if cut is None:
         return ()
     return (str(cut),) if isinstance(cut, str | int) else tuple(map(str, cut))

@@ -138,7 +138,7 @@ def looped(base: Result, data: dict[str, TensorDataset], limits: Limits) -> tupl
         name: Party(
             base.agreement.plan,
             name,
-            parts=base.agreement.parts,
+            parts=base.agreement.parts_of,
             secret=SECRETS[name],
             loader=make_loader(base.agreement, name, data.get(name), None, SECRETS[name]),
             observers=(meters[name],),
@@ -188,7 +188,7 @@ def test_a_party_that_is_left_alone_says_who_is_gone() -> None:
     party = Party(
         base.agreement.plan,
         "a",
-        parts=base.agreement.parts,
+        parts=base.agreement.parts_of,
         secret=SECRETS["a"],
         loader=make_loader(base.agreement, "a", rows(10), None, SECRETS["a"]),
     )

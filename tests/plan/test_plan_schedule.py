@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.plan.batches import step_count
-from cutlayer.plan.schedule import LEGAL, SCHEDULES, Course, Evaluate, Train, TurnUnit, alternating
+from cutlayer.plan.course import Course
+from cutlayer.plan.schedule import LEGAL, SCHEDULES, Evaluate, Train, TurnUnit, alternating
 from cutlayer.plan.topology import TOPOLOGIES
 
 

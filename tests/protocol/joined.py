@@ -18,7 +18,8 @@ from cutlayer.plan.plan import (
     Terms,
     Training,
 )
-from cutlayer.plan.schedule import SCHEDULES, Course, TurnUnit, Work
+from cutlayer.plan.course import Course
+from cutlayer.plan.schedule import SCHEDULES, TurnUnit, Work
 from cutlayer.plan.tensors import TensorSpec
 from cutlayer.plan.topology import TOPOLOGIES
 from cutlayer.protocol.events import (
@@ -94,15 +95,8 @@ def make_plan(
 
 def schedule_of(plan: Plan, rows: Mapping[str, Rows]) -> list[Work]:
     """The turns of a whole run."""
-    clients, training = plan.terms.filling("client"), plan.terms.training
-    course = Course(
-        train_rows={name: rows[name].train for name in clients},
-        held_out_rows={name: rows[name].held_out for name in clients},
-        rounds=training.rounds,
-        batch_size=training.batch_size,
-        drop_last=training.drop_last,
-        turn=plan.terms.turn,
-    )
+    clients = plan.terms.filling("client")
+    course = Course.of(plan, {n: rows[n].train for n in clients}, {n: rows[n].held_out for n in clients})
     return list(SCHEDULES[plan.terms.schedule].turns(course))
 
 
@@ -226,7 +220,8 @@ class Wire:
         match action:
             case Run():
                 result, sums = self.workers[party].run(action)
-                self.results[party].append(Ran(action.ticket, action.node, action.direction, result, sums))
+                by_owner = None if sums is None else {action.ticket.owner: sums}
+                self.results[party].append(Ran(action.ticket, action.node, action.direction, result, by_owner))
             case Step():
                 self.workers[party].step(action)
             case Send() if (party, action.peer) in self.links:

@@ -265,9 +265,9 @@ CASES = {
     "a normaliser in evaluation": at_client(
         "wrong-normaliser", Backward(in_eval(0), "bottom->top", (), 4.0), after(A, Forward, 2, turn=2)
     ),
-    "a member missing": at_client("wrong-rows", Welcome({A: ROWS[A], LAB: Rows()}), joined),
-    "a member too many": at_client("wrong-rows", Welcome(MEMBERS | {"nobody": Rows()}), joined),
-    "other rows than announced": at_client("wrong-rows", Welcome(MEMBERS | {A: Rows(9, 10)}), joined),
+    "a member missing": at_client("wrong-rows", Welcome("", {A: ROWS[A], LAB: Rows()}), joined),
+    "a member too many": at_client("wrong-rows", Welcome("", MEMBERS | {"nobody": Rows()}), joined),
+    "other rows than announced": at_client("wrong-rows", Welcome("", MEMBERS | {A: Rows(9, 10)}), joined),
     "a report of no turn": at_lab("wrong-report", Report(9, {})),
     "a report of another's turn": at_lab("wrong-report", Report(1, {})),
     "a report twice": at_lab("wrong-report", Report(2, {}), reported),
@@ -385,7 +385,7 @@ STATES: dict[tuple[str, str], tuple[Scene, str, str]] = {
 """How each state of a peer comes about: the scene, who hears, who the peer is."""
 SAYINGS: dict[type, Message] = {
     Hello: Hello(VERSION, PLAN.digest, A, ROWS[A]),
-    Welcome: Welcome(MEMBERS),
+    Welcome: Welcome("", MEMBERS),
     Turn: FIRST_TURN,
     Forward: forward(),
     Backward: backward(),

@@ -87,7 +87,7 @@ def assert_steps_as_scheduled(wire: Wire) -> None:
         for rows in steps_of(work, wire.rows[work.parties[0]], wire.plan)
     ]
     for (_, (_, owner)), done in wire.by_replica().items():
-        stepped = [(step.owner, step.round, step.normaliser) for step in done if isinstance(step, Step)]
+        stepped = [(step.owners[0], step.round, step.normaliser) for step in done if isinstance(step, Step)]
         assert stepped == [each for each in due if owner in {LAB, each[0]}]
 
 

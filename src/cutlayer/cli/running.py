@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cutlayer.party.local import PartyFile
     from cutlayer.party.run import Network
+    from cutlayer.plan.plan import Terms
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and weights beside it.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write metrics, bytes, times, versions, digests here.")]
@@ -61,7 +62,7 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
         raise PlanError(f"{plan} gives another digest here than when it was accepted: `cutlayer accept {plan}` again")
     if party not in agreement.plan.terms.parties:
         raise PlanError(f"{party!r} is no party of {plan}; its parties are {', '.join(agreement.plan.terms.parties)}")
-    network, secret = _network(here, party, insecure=insecure)
+    network, secret = _network(here, party, agreement.plan.terms, insecure=insecure)
     try:
         with _observer(facts, (party,)) as observer:
             outcome = run_party(
@@ -170,16 +171,22 @@ def _rows(here: "PartyFile", reference: str, plan: Path) -> "Dataset[Any] | None
     )
 
 
-def _network(here: "PartyFile", party: str, *, insecure: bool) -> "tuple[Network, bytes]":
+def _network(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool) -> "tuple[Network, bytes]":
     from cutlayer.keys.certificates import load_credentials, party_secret
+    from cutlayer.keys.sealing import PublicKeys, load_sealer
     from cutlayer.party.run import Network, address_of
+    from cutlayer.plan.check import sealing_parties
 
     folder = Path(here.keys)
     credentials = None if insecure else load_credentials(folder, party)
     for warning in credentials.warnings if credentials else ():
         typer.echo(f"cutlayer: warning: {warning}", err=True)
+    keys = {
+        name: PublicKeys(signing=each.signing_key, sealing=each.sealing_key) for name, each in terms.parties.items()
+    }
     network = Network(
         credentials=credentials,
+        seals=load_sealer(folder, party, keys) if party in sealing_parties(terms) else None,
         listen=address_of(here.listen, party) if here.listen else None,
         connect=address_of(here.connect, party) if here.connect else None,
         insecure_plaintext_on_loopback=insecure,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import CutError
+from cutlayer.model.parts import state_tensors
+from cutlayer.model.state import MODEL, ReplicaState
 from cutlayer.model.trace import shortened
 
 State = Mapping[str, Tensor]
@@ -34,6 +36,15 @@ def merge(model: nn.Module, parts: Iterable[nn.Module | State]) -> nn.Module:
         ) from error
     _copy_unsaved(merged, given)
     return merged
+
+
+def put_into(module: nn.Module, state: ReplicaState) -> None:
+    """The parameters and buffers of a replica's state, into a segment's module; what the state lacks stays."""
+    held = dict(state_tensors(module))
+    with torch.no_grad():
+        for key, tensor in state.tensors.items():
+            if key.startswith(MODEL):
+                held[key.removeprefix(MODEL)].copy_(tensor)
 
 
 def _check_names(wanted: set[str], found: list[str]) -> None:

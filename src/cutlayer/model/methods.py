@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -24,10 +25,13 @@ def canonical(training: Training) -> tuple[Training, list[str]]:
     faults: list[str] = []
     loss = _spelled(training.loss, KINDS, "training.loss", {}, faults)
     optimizer = _spelled(training.optimizer, optimizer_names(), "training.optimizer", NOT_SPLIT, faults)
+    server = training.server_optimizer
+    if server is not None:
+        server = _spelled(server, optimizer_names(), "training.server_optimizer", NOT_SPLIT, faults)
     schedule = training.lr_schedule
     if schedule is not None:
         schedule = _spelled(schedule, schedule_names(), "training.lr_schedule", NOT_SCHEDULES, faults)
-    training = replace(training, loss=loss, optimizer=optimizer, lr_schedule=schedule)
+    training = replace(training, loss=loss, optimizer=optimizer, server_optimizer=server, lr_schedule=schedule)
     return training, faults or _option_faults(training)
 
 
@@ -51,16 +55,45 @@ def _option_faults(training: Training) -> list[str]:
         + nearest(option, KINDS[training.loss.name].options or {"none"})
         for option in training.loss.options.keys() - KINDS[training.loss.name].options
     ]
-    try:
-        optimizer = make_optimizer(training.optimizer, [nn.Parameter(torch.zeros(1))])
-    except Exception as error:
-        return [*faults, f"training.optimizer: torch's {training.optimizer.name} refuses its options: {error}"]
-    if training.lr_schedule is not None:
+    for which in ("optimizer", "server_optimizer"):
+        method: Method | None = getattr(training, which)
+        if method is None:
+            continue
         try:
-            make_schedule(training.lr_schedule, optimizer)
+            optimizer = make_optimizer(method, [nn.Parameter(torch.zeros(1, 1))])
         except Exception as error:
-            faults.append(f"training.lr_schedule: torch's {training.lr_schedule.name} refuses its options: {error}")
-    return faults
+            return [*faults, f"training.{which}: torch's {method.name} refuses its options: {error}"]
+        if training.lr_schedule is not None:
+            try:
+                make_schedule(training.lr_schedule, optimizer)
+            except Exception as error:
+                name = training.lr_schedule.name
+                faults.append(f"training.lr_schedule: torch's {name} refuses its options: {error}")
+    return list(dict.fromkeys(faults))
+
+
+def personal_names(model: nn.Module, patterns: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The parameters and buffers that patterns of names, or `type:BatchNorm2d`, choose; and a fault for each that none.
+
+    >>> personal_names(nn.Sequential(nn.Linear(2, 2), nn.PReLU()), ["0.w*", "type:PReLU"])
+    (('0.weight', '1.weight'), [])
+    """
+    layers = dict(model.named_modules())
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    chosen: set[str] = set()
+    faults = []
+    for pattern in patterns:
+        kind = pattern.removeprefix("type:") if pattern.startswith("type:") else None
+        found = {
+            name
+            for name in names
+            if (fnmatchcase(name, pattern) if kind is None else type(layers[name.rpartition(".")[0]]).__name__ == kind)
+        }
+        if not found:
+            known = names if kind is None else sorted({f"type:{type(layer).__name__}" for layer in layers.values()})
+            faults.append(f"training.personal: {pattern!r} fits no parameter or buffer{nearest(pattern, known)}")
+        chosen |= found
+    return tuple(name for name in names if name in chosen), faults
 
 
 def batch_norm_layers(module: nn.Module) -> list[str]:

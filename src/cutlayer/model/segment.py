@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
@@ -15,7 +15,7 @@ from cutlayer.protocol.segment import Outcome
 Tensors = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made at each forward, and freezing triples the cost
 class _Graph:
     """What backward needs: the leaves that the inputs were turned into, and the tensors they led to."""
 
@@ -24,7 +24,10 @@ class _Graph:
 
 
 class ModelSegment:
-    """Runs one replica forward and backward.
+    """Runs one replica forward and backward, for one owner.
+
+    It is a thin cover: what takes long to make or to learn is the replica's, so that a replica that takes turns with
+    the states of several owners gets a segment for each.
 
     `returns` says for each input edge which of its tensors a gradient goes back for; `labels_edge` names the input
     that is the loss' target.
@@ -49,10 +52,12 @@ class ModelSegment:
         self._returns = returns
         self._loss = loss
         self._labels_edge = labels_edge
-        self._device = next(replica.module.parameters()).device
-        replica.module.train()  # all its layers: some may have been given in another mode than the whole
         self._graphs: dict[Ticket, _Graph] = {}
-        self._writes_in_place: dict[bool, bool] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a ticket waits for its gradient, or for the step."""
+        return bool(self._graphs)
 
     def forward(self, ticket: Ticket, inputs: Mapping[str, Tensors]) -> Outcome[Tensors]:
         """Outputs for inputs by edge name. When training, the graph is kept under the ticket."""
@@ -60,19 +65,17 @@ class ModelSegment:
         module = self.replica.module
         if module.training != training:
             module.train(training)
-        seed(stream_seed(self._secret, "forward", self.name, ticket.turn, ticket.step, ticket.micro), self._device)
-        labels = inputs[self._labels_edge][0] if self._labels_edge else None
-        with torch.set_grad_enabled(training):
-            leaves = {edge: self._leaves(edge, inputs[edge]) for edge in inputs if edge != self._labels_edge}
-            outputs = self._run(module, [leaf for edge in leaves for leaf in leaves[edge]], training)
-            if self._loss is None or labels is None:
-                ends, sums = outputs, None
-            else:
-                total = self._loss.total(outputs[0], labels)
-                ends, sums = (total,), self._sums(total, outputs[0], labels, training)
+        seed(
+            stream_seed(self._secret, "forward", self.name, ticket.turn, ticket.step, ticket.micro), self.replica.device
+        )
+        if torch.is_grad_enabled() is training:  # the usual case; a context costs microseconds
+            outcome, graph = self._outcome(inputs, training)
+        else:
+            with torch.set_grad_enabled(training):
+                outcome, graph = self._outcome(inputs, training)
         if training:
-            self._graphs[ticket] = _Graph(leaves, ends)
-        return Outcome(outputs, sums)
+            self._graphs[ticket] = graph
+        return outcome
 
     def backward(self, ticket: Ticket, grads: Mapping[str, Tensors]) -> dict[str, Tensors]:
         """Gradients of the loss sum by input edge, given those by output edge; frees the ticket."""
@@ -82,30 +85,44 @@ class ModelSegment:
             torch.autograd.backward(ends, _summed(grads))
         elif ends:
             torch.autograd.backward(ends)
-        return {edge: tuple(map(_gradient, filter(_wanted, leaves))) for edge, leaves in graph.leaves.items()}
+        return {
+            edge: tuple([_gradient(leaf) for leaf in leaves if leaf.requires_grad])
+            for edge, leaves in graph.leaves.items()
+        }
 
-    def step(self, normaliser: float, number: int) -> None:
+    def step(self, normaliser: float, number: int, lr_scale: float = 1.0) -> None:
         """Step the replica's optimizer once, in round `number`; frees what no gradient came back for."""
-        self.replica.step(normaliser, number)
+        self.replica.step(normaliser, number, lr_scale=lr_scale)
         self._graphs.clear()
 
-    def _leaves(self, edge: str, tensors: Tensors) -> Tensors:
+    def _outcome(self, inputs: Mapping[str, Tensors], training: bool) -> tuple[Outcome[Tensors], _Graph]:
+        leaves = {edge: self._leaves(edge, inputs[edge], training) for edge in inputs if edge != self._labels_edge}
+        outputs = self._run([leaf for edge in leaves.values() for leaf in edge], training)
+        if self._loss is None or not self._labels_edge:
+            return Outcome(outputs), _Graph(leaves, outputs)
+        labels = inputs[self._labels_edge][0]
+        total = self._loss.total(outputs[0], labels)
+        return Outcome(outputs, self._sums(total, outputs[0], labels, training)), _Graph(leaves, (total,))
+
+    def _leaves(self, edge: str, tensors: Tensors, training: bool) -> Tensors:
         """The start of a graph of our own; nothing of the sender's graph is behind it."""
-        wanted = torch.is_grad_enabled()
         return tuple(
-            tensor.detach().requires_grad_(wanted and back)
-            for tensor, back in zip(tensors, self._returns[edge], strict=True)
+            [
+                tensor.detach().requires_grad_() if back and training else tensor.detach()
+                for tensor, back in zip(tensors, self._returns[edge], strict=True)
+            ]
         )
 
-    def _run(self, module: nn.Module, tensors: list[Tensor], training: bool) -> Tensors:
+    def _run(self, tensors: list[Tensor], training: bool) -> Tensors:
         """Run the module. If its first layers write in place they get a clone: the input belongs to somebody else."""
-        in_place = self._writes_in_place.get(training)
+        known = self.replica.writes_in_place
+        in_place = known.get(training)
         if in_place is not False:
             tensors = [tensor.clone() for tensor in tensors]
             versions = [tensor._version for tensor in tensors]
-        result = module(*tensors)
+        result = self.replica.module(*tensors)
         if in_place is None:
-            self._writes_in_place[training] = versions != [tensor._version for tensor in tensors]
+            known[training] = versions != [tensor._version for tensor in tensors]
         return result if isinstance(result, tuple) else (result,)
 
     def _sums(self, total: Tensor, output: Tensor, labels: Tensor, training: bool) -> dict[str, float]:
@@ -125,10 +142,6 @@ def seed(number: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index].manual_seed(number)
     elif device.type != "cpu":
         torch.manual_seed(number)
-
-
-def _wanted(leaf: Tensor) -> bool:
-    return leaf.requires_grad
 
 
 def _gradient(leaf: Tensor) -> Tensor:

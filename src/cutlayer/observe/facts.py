@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cutlayer.plan.schedule import Kind
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.topology import SourceKind
-from cutlayer.protocol.messages import Purpose
+from cutlayer.protocol.messages import Purpose, StateKind
 
-VERSION = 1
+VERSION = 2
 
 Way = Literal["forward", "backward"]
 
@@ -35,11 +36,30 @@ class Crossed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """A state crossed this party's border between turns: a replica handed on, a share of an average, or the mean.
+
+    `source` and `target` are its first sender and last receiver, of which this party is one; `sealed` says that a third
+    one forwards it unread.
+    """
+
+    party: str
+    source: str
+    target: str
+    what: StateKind
+    of: Kind
+    sent: bool
+    sealed: bool
+    payload_bytes: int
+    frame_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
     """Time that this party's thread spent: loading, computing, sending, or waiting for a peer."""
 
     party: str
-    on: Literal["load", "forward", "backward", "step", "wire", "wait"]
+    on: Literal["load", "forward", "backward", "step", "move", "wire", "wait"]
     seconds: float
 
 
@@ -74,7 +94,7 @@ class Noticed:
     sentence: str
 
 
-Fact = Crossed | Spent | Progressed | Scored | Noticed
+Fact = Crossed | Moved | Spent | Progressed | Scored | Noticed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

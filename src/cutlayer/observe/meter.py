@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from cutlayer.observe.facts import Crossed, Fact, Scored, Spent
+from cutlayer.observe.facts import Crossed, Fact, Moved, Scored, Spent
 from cutlayer.plan.tensors import TensorShape
 
 
@@ -25,10 +25,27 @@ class Crossing:
     frame_bytes: int = 0
 
 
+@dataclass(slots=True)
+class Moving:
+    """All states of one kind that went from one party to another."""
+
+    source: str
+    target: str
+    what: str
+    of: str
+    sent: bool
+    sealed: bool
+    frames: int = 0
+    payload_bytes: int = 0
+    """Of the tensors alone, as their sender counts them; a receiver counts 0."""
+    frame_bytes: int = 0
+
+
 class Meter:
     """An observer that adds up. One meter serves one party."""
 
     def __init__(self) -> None:
+        self.moved: dict[tuple[str, str, str, str, bool], Moving] = {}
         self.crossings: dict[tuple[str, str, str, bool, str], Crossing] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.history: list[Scored] = []
@@ -37,6 +54,8 @@ class Meter:
         match fact:
             case Crossed():
                 self._count(fact)
+            case Moved():
+                self._count_moved(fact)
             case Spent():
                 self.seconds[fact.on] += fact.seconds
             case Scored():
@@ -53,6 +72,15 @@ class Meter:
         crossing.rows += fact.rows
         crossing.payload_bytes += fact.payload_bytes
         crossing.frame_bytes += fact.frame_bytes
+
+    def _count_moved(self, fact: Moved) -> None:
+        key = (fact.source, fact.target, fact.what, fact.of, fact.sent)
+        moving = self.moved.get(key)
+        if moving is None:
+            moving = self.moved[key] = Moving(*key, fact.sealed)
+        moving.frames += 1
+        moving.payload_bytes += fact.payload_bytes
+        moving.frame_bytes += fact.frame_bytes
 
     def last_scores(self) -> dict[str, dict[str, float]]:
         """The last evaluation on each owner's held-out rows."""

@@ -5,7 +5,7 @@ the plan. Nothing that comes over a link is ever executed.
 """
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,12 +17,14 @@ from torch import nn
 from cutlayer.errors import CutError, CutlayerError, PlanError
 from cutlayer.model.cut import cut
 from cutlayer.model.describe import describe, state_specs
+from cutlayer.model.joining import unjoinable
 from cutlayer.model.loss import Loss
-from cutlayer.model.methods import batch_norm_layers, canonical
+from cutlayer.model.methods import batch_norm_layers, canonical, personal_names
 from cutlayer.model.replica import state_digest
 from cutlayer.plan import check
 from cutlayer.plan.document import read_terms
-from cutlayer.plan.plan import Contents, Plan, SegmentContents, Terms
+from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents, Terms
+from cutlayer.plan.schedule import SCHEDULES
 from cutlayer.plan.streams import stream_seed
 from cutlayer.plan.tensors import TensorSpec
 from cutlayer.plan.topology import TOPOLOGIES, Topology
@@ -35,6 +37,12 @@ class Agreement:
     plan: Plan
     model: nn.Module
     parts: dict[str, nn.Module]
+    elsewhere: dict[str, dict[str, nn.Module]] = field(default_factory=dict)
+    """For clients whose model is cut elsewhere: their segments."""
+
+    def parts_of(self, owner: str) -> dict[str, nn.Module]:
+        """The segments that `owner`'s rows meet."""
+        return self.elsewhere.get(owner, self.parts)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -66,20 +74,69 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
     if faults:
         raise PlanError(faults)
     topology = TOPOLOGIES[terms.topology]()
-    parts = cut(model, terms.model.cut or None, [segment.name for segment in topology.segments])
-    outputs = describe(parts, (terms.input.spec,))
     loss = Loss(training.loss)
-    answer = outputs[topology.segments[-1].name][0]
-    if fault := loss.fault(answer):
-        raise PlanError(fault)
+    parts, cutting, answer = _cut(terms, model, topology, terms.model.cut, loss)
+    elsewhere, cuttings = {}, {}
+    for name in terms.filling("client"):
+        if (own := terms.parties[name].cut) and own != terms.model.cut:
+            elsewhere[name], cuttings[name], _ = _cut(terms, model, topology, own, loss)
+    personal, faults = personal_names(model, training.personal)
+    faults += _joining_faults(terms, parts, cutting, topology, frozenset(personal))
+    if faults:
+        raise PlanError(faults)
     contents = Contents(
-        segments={name: _segment(part) for name, part in parts.items()},
-        edges=_edges(topology, outputs, terms.input.spec, loss.labels(answer)),
+        segments=cutting.segments,
+        edges=cutting.edges,
         classes=loss.classes(answer),
         model_digest=model_digest,
         weights_digest=state_digest(model.state_dict()),
+        personal=personal,
+        cuttings=cuttings,
     )
-    return Agreement(plan=Plan(terms=terms, contents=contents), model=model, parts=parts)
+    return Agreement(plan=Plan(terms=terms, contents=contents), model=model, parts=parts, elsewhere=elsewhere)
+
+
+def _cut(
+    terms: Terms, model: nn.Module, topology: Topology, at: tuple[str, ...], loss: Loss
+) -> tuple[dict[str, nn.Module], Cutting, TensorSpec]:
+    """The model's parts when cut there, what that makes of the topology, and what the model answers."""
+    parts = cut(model, at or None, [segment.name for segment in topology.segments])
+    outputs = describe(parts, (terms.input.spec,))
+    answer = outputs[topology.segments[-1].name][0]
+    if fault := loss.fault(answer):
+        raise PlanError(fault)
+    cutting = Cutting(
+        segments={name: _segment(part) for name, part in parts.items()},
+        edges=_edges(topology, outputs, terms.input.spec, loss.labels(answer)),
+    )
+    return parts, cutting, answer
+
+
+def _joining_faults(
+    terms: Terms, parts: dict[str, nn.Module], cutting: Cutting, topology: Topology, personal: frozenset[str]
+) -> list[str]:
+    """Why the batches of several clients could not be joined, or would not give the union's gradients."""
+    if not SCHEDULES[terms.schedule].joined:
+        return []
+    faults = [
+        f"under {terms.schedule} batches are joined at the server, but {which} on {edge} has no batch dimension of its own"
+        for edge, specs in cutting.edges.items()
+        for which in unjoinable(specs)
+    ]
+    if terms.training.client_segments == "equal":
+        layers = [
+            layer
+            for segment in topology.segments
+            if segment.role == "client"
+            for layer in batch_norm_layers(parts[segment.name])
+            if not any(name.startswith(f"{layer}.") for name in personal)
+        ]
+        if layers:
+            faults.append(
+                f"under parallel client segments stay equal, but {', '.join(layers)} normalise(s) by each client's own "
+                'batch: use GroupNorm, name them in training.personal, or say training.client_segments = "own"'
+            )
+    return faults
 
 
 def _segment(part: nn.Module) -> SegmentContents:

@@ -4,67 +4,59 @@ One thread owns all of it. Whoever drives a party, the loop over a network or th
 `deliver` and `feed`; everything a mini-batch meets at this party happens below `feed`, in order.
 """
 
-import copy
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
 from cutlayer.errors import ChannelClosed, ChannelError, CutlayerError, RunError, SegmentFailed
-from cutlayer.model.loss import Loss
-from cutlayer.model.replica import Replica
-from cutlayer.model.segment import ModelSegment
-from cutlayer.observe.facts import Crossed, Fact, Noticed, Observer, Progressed, Scored, Spent, metrics
+from cutlayer.observe.facts import Crossed, Fact, Moved, Noticed, Observer, Progressed, Scored, Spent, metrics
+from cutlayer.party.moving import Mover
+from cutlayer.party.replicas import Replicas
+from cutlayer.party.sealed import Seals
+from cutlayer.party.working import Segments, Undecoded, Workbench
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol import wire
+from cutlayer.protocol.agenda import Agendas
 from cutlayer.protocol.events import (
     Action,
+    Add,
     Broke,
     Connected,
     Done,
     Drop,
     Event,
     Fail,
+    Give,
     Lost,
+    Movement,
     Ran,
     Received,
     Run,
     Send,
+    Settle,
+    Spread,
     Step,
+    Take,
     Tell,
 )
-from cutlayer.protocol.messages import Backward, Forward, Rows
+from cutlayer.protocol.messages import Backward, Control, Forward, Message, Rows, State
 from cutlayer.protocol.session import Session
 from cutlayer.transport.channel import Channel
-
-Tensors = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Undecoded:
-    """A received payload: bytes, and what they are agreed to be. Decoded when a segment needs it, not before."""
-
-    shapes: tuple[TensorShape, ...]
-    views: Sequence[memoryview]
-
-    def decode(self, device: torch.device) -> Tensors:
-        return tuple(
-            raw.decode(view, shape).to(device) for view, shape in zip(self.views, self.shapes, strict=True)
-        )  # fmt: skip
 
 
 class Party:
     """Party `name` in a run of `plan`.
 
-    `parts` are the segments' initial modules by name; replicas are copies of them. `loader` has this party's rows, if
-    it brings any; `secret` is its own 32 bytes, the key of all its random streams. After the run `error` is None if
-    it ended as planned.
+    `parts` gives an owner's segments as initial modules, by name; replicas are copies of them. `loader` has this party's
+    rows, if it brings any; `secret` is its own 32 bytes, the key of all its random streams. `seals` are for states that
+    another party forwards. The parties of one process may share `replicas` and `agendas`. After the run `error` is None
+    if it ended as planned.
     """
 
     def __init__(
@@ -72,25 +64,37 @@ class Party:
         plan: Plan,
         name: str,
         *,
-        parts: Mapping[str, nn.Module],
+        parts: Callable[[str], Mapping[str, nn.Module]],
         secret: bytes,
         loader: Loader | None = None,
         observers: Sequence[Observer] = (),
         device: str | torch.device = "cpu",
+        seals: Seals | None = None,
+        replicas: Replicas | None = None,
+        agendas: Agendas | None = None,
+        run: str = "",
+        ahead: int = 0,
     ) -> None:
         self.plan, self.name = plan, name
-        self.session = Session(plan, name, loader.rows if loader else Rows())
+        rows = loader.rows if loader else Rows()
+        self.session = Session(plan, name, rows, run=run, agendas=agendas, ahead=ahead)
         self.links: dict[str, Channel] = {}
-        self.segments: dict[tuple[str, str], ModelSegment] = {}
+        self.replicas = replicas or Replicas(plan, parts, device=device)
         self.over = False
         self.error: CutlayerError | None = None
-        self._parts, self._secret, self._loader = parts, secret, loader
         self._observers = list(observers)
-        self._device = torch.device(device)
         self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
-        self._loss = Loss(plan.terms.training.loss)
+        self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader, device=torch.device(device))
+        self._mover = Mover(
+            plan, name, self.replicas, segment=self._bench.segment, run=lambda: self.session.run, seals=seals
+        )
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
+
+    @property
+    def segments(self) -> Segments:
+        """This party's replicas that have been at work or were given a state, each with the segment at work on it."""
+        return Segments(self.plan, self.name, self.replicas, self._bench.segment)
 
     # ------------------------------------------------------------------ what drives a party
 
@@ -112,6 +116,9 @@ class Party:
         if isinstance(message, Forward | Backward):
             self._tell_crossed(peer, message, frame.nbytes, sent=False)
             payload = Undecoded(message.tensors, views)
+        elif isinstance(message, State):
+            self._tell_moved(message, frame.nbytes, sent=False)
+            payload = Undecoded(message.tensors, views)
         self.feed(Received(peer, message, payload))
 
     def feed(self, event: Event) -> None:
@@ -126,11 +133,13 @@ class Party:
     def _perform(self, action: Action) -> None:
         match action:
             case Run():
-                self._guarded(self._run, action)
+                self._guarded(self._run, action, f"{action.node} of {self.name} failed at {action.ticket}")
             case Send():
                 self._send(action)
             case Step():
-                self._guarded(self._step, action)
+                self._guarded(self._step, action, f"{action.replica[0]} of {self.name} failed")
+            case Give() | Take() | Add() | Spread() | Settle():
+                self._guarded(self._move, action, f"{self.name} failed to move a state")
             case Tell():
                 self._tell_scores(action)
             case Drop():
@@ -140,94 +149,68 @@ class Party:
                 self.over = True
                 self.error = action.error if isinstance(action, Fail) else None
 
-    def _guarded(self, work: Callable[..., None], action: Run | Step) -> None:
+    def _guarded(self, work: Callable[[Any], None], action: Action, failed: str) -> None:
         """What goes wrong in the user's model or rows ends the run for all, with a sentence, not a silence."""
         try:
             work(action)
         except CutlayerError as error:
             self._events.append(Broke(error))
         except Exception as error:
-            what = action.node if isinstance(action, Run) else action.replica[0]
-            at = f" at {action.ticket}" if isinstance(action, Run) else ""
-            failed = SegmentFailed(f"{what} of {self.name} failed{at}", error)
-            failed.__cause__ = error
-            self._events.append(Broke(failed))
+            failure = SegmentFailed(failed, error)
+            failure.__cause__ = error
+            self._events.append(Broke(failure))
 
     def _run(self, run: Run) -> None:
         start = time.perf_counter()
-        result: Tensors | dict[str, Tensors]
-        sums = None
-        if run.direction == "load":
-            assert self._loader is not None
-            assert run.batch is not None
-            result = self._loader.load(run.node, run.batch)
-        else:
-            segment = self._segment(run.replica)
-            inputs = {edge: self._tensors(value) for edge, value in run.inputs.items()}
-            if run.direction == "forward":
-                outcome = segment.forward(run.ticket, inputs)
-                result, sums = outcome.outputs, outcome.sums
-            else:
-                result = segment.backward(run.ticket, inputs)
+        result, sums = self._bench.run(run)
         self.tell(Spent(party=self.name, on=run.direction, seconds=time.perf_counter() - start))
         self._events.append(Ran(run.ticket, run.node, run.direction, result, sums))
 
     def _step(self, step: Step) -> None:
         start = time.perf_counter()
-        self._segment(step.replica).step(step.normaliser, step.round)
+        self._bench.step(step)
         self.tell(Spent(party=self.name, on="step", seconds=time.perf_counter() - start))
-        if step.replica[0] == self.session.first_segment(step.owner):
-            done = self._steps_done[step.owner] = self._steps_done.get(step.owner, 0) + 1
-            total = self.session.total_steps(step.owner)
-            self.tell(Progressed(party=self.name, owner=step.owner, round=step.round, done=done, total=total))
+        for owner in step.owners:
+            if step.replica[0] == self.session.first_segment(owner):
+                done = self._steps_done[owner] = self._steps_done.get(owner, 0) + 1
+                total = self.session.total_steps(owner)
+                self.tell(Progressed(party=self.name, owner=owner, round=step.round, done=done, total=total))
+
+    def _move(self, movement: Movement) -> None:
+        start = time.perf_counter()
+        parcels = self._mover.move(movement)
+        self.tell(Spent(party=self.name, on="move", seconds=time.perf_counter() - start))
+        for parcel in parcels:
+            self._transmit(parcel.message, [memoryview(parcel.data)], parcel.payload_bytes)
 
     def _send(self, send: Send) -> None:
-        channel = self.links.get(send.peer)
+        if isinstance(send.payload, Undecoded):
+            self._transmit(send.message, send.payload.views)
+        else:
+            self._transmit(send.message, [raw.encode(tensor) for tensor in send.payload or ()], to=send.peer)
+
+    def _transmit(
+        self, message: Message | Control, payload: Sequence[memoryview], payload_bytes: int = 0, *, to: str = ""
+    ) -> None:
+        """Send a message to a peer; a state goes to the party it is for, by the conductor if there is no other way."""
+        if isinstance(message, State):
+            to = message.target if message.target in self.links else self.plan.conductor
+        channel = self.links.get(to)
         if channel is None:
             return
-        payload = [raw.encode(tensor) for tensor in send.payload] if send.payload is not None else ()
         start = time.perf_counter()
         try:
-            nbytes = channel.send(wire.encode(send.message, payload))
+            nbytes = channel.send(wire.encode(message, payload))
         except ChannelClosed:
             return  # whoever reads this link will say so, after the peer's last words
         except ChannelError as error:
-            self._events.append(Lost(send.peer, str(error)))
+            self._events.append(Lost(to, str(error)))
             return
         self.tell(Spent(party=self.name, on="wire", seconds=time.perf_counter() - start))
-        if isinstance(send.message, Forward | Backward):
-            self._tell_crossed(send.peer, send.message, nbytes, sent=True)
-
-    # ------------------------------------------------------------------ replicas and tensors
-
-    def _segment(self, replica: tuple[str, str]) -> ModelSegment:
-        """The segment at work on a replica; the replica is made from the initial module when first needed."""
-        if replica not in self.segments:
-            name = replica[0]
-            node = self.plan.topology.segment(name)
-            inputs = self.plan.topology.inputs(name)
-            labels = [edge.name for edge in inputs if self.plan.topology.source_kind(edge) == "labels"]
-            module = copy.deepcopy(self._parts[name]).to(self._device)
-            self.segments[replica] = ModelSegment(
-                name,
-                Replica(module, self.plan.terms.training),
-                secret=self._secret,
-                returns={
-                    edge.name: tuple(
-                        spec.differentiable and self.plan.topology.source_kind(edge) is None
-                        for spec in self.plan.contents.edges[edge.name]
-                    )
-                    for edge in inputs
-                },
-                loss=self._loss if node.loss else None,
-                labels_edge=labels[0] if node.loss else "",
-            )
-        return self.segments[replica]
-
-    def _tensors(self, value: Undecoded | Tensors) -> Tensors:
-        if isinstance(value, Undecoded):
-            return value.decode(self._device)
-        return tuple(tensor.to(self._device) for tensor in value)
+        if isinstance(message, Forward | Backward):
+            self._tell_crossed(to, message, nbytes, sent=True)
+        elif isinstance(message, State):
+            self._tell_moved(message, nbytes, sent=True, payload_bytes=payload_bytes)
 
     # ------------------------------------------------------------------ facts
 
@@ -252,6 +235,23 @@ class Party:
             frame_bytes=nbytes,
         )
         self.tell(fact)
+
+    def _tell_moved(self, message: State, nbytes: int, *, sent: bool, payload_bytes: int = 0) -> None:
+        """What others' states I forward is theirs to tell."""
+        if self.name in (message.source, message.target):
+            self.tell(
+                Moved(
+                    party=self.name,
+                    source=message.source,
+                    target=message.target,
+                    what=message.kind,
+                    of="gradients" if message.normaliser else "weights",
+                    sent=sent,
+                    sealed=self.plan.conductor not in (message.source, message.target),
+                    payload_bytes=payload_bytes,
+                    frame_bytes=nbytes,
+                )
+            )
 
     def _tell_scores(self, told: Tell) -> None:
         for owner, sums in told.sums.items():

@@ -34,6 +34,7 @@ def report(party: Party, meter: Meter, seconds: float) -> dict[str, Any]:
             for crossing in meter.crossings.values()
         ],
         "times": {"total": seconds} | {name: round(spent, 6) for name, spent in sorted(meter.seconds.items())},
+        "moved": [asdict(moved) for moved in meter.moved.values()],
         "weights": {
             "/".join(replica): state_digest(segment.replica.module.state_dict())
             for replica, segment in sorted(party.segments.items())

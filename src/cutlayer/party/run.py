@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
@@ -13,17 +14,23 @@ from torch.utils.data import Dataset
 
 from cutlayer.data.loader import Loader
 from cutlayer.errors import DataError, PlanError
+from cutlayer.model.state import MODEL
 from cutlayer.observe.facts import Noticed, Observer
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.loop import Loop
 from cutlayer.party.party import Party
 from cutlayer.party.report import report
+from cutlayer.party.sealed import Seals
+from cutlayer.plan.check import sealing_parties
+from cutlayer.plan.plan import Plan
+from cutlayer.protocol.route import Route
 from cutlayer.transport.dialler import dial
 from cutlayer.transport.listener import Listener
 from cutlayer.transport.tls import KeyFiles
 
 Address = tuple[str, int]
+RUN_NAME_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +42,8 @@ class Network:
     """
 
     credentials: KeyFiles | None
+    seals: Seals | None = None
+    """The party's hand at sealing (`keys.sealing.load_sealer`), where the plan has states forwarded."""
     listen: Address | None = None
     connect: Address | None = None
     insecure_plaintext_on_loopback: bool = False
@@ -57,19 +66,39 @@ class Outcome:
         """Metrics, bytes, times, versions and weight digests, ready for JSON."""
         return report(self.party, self.meter, self.seconds)
 
-    def state(self) -> dict[str, Tensor]:
-        """The parameters and buffers of this party's own segments, by their names in the uncut model."""
+    def state(self, owner: str = "") -> dict[str, Tensor]:
+        """The parameters and buffers of this party's own segments, by their names in the uncut model.
+
+        A server that has a replica for each client gives that of `owner`, by default the first client's.
+        """
+        plan, name = self.party.plan, self.party.name
+        clients = plan.terms.filling("client")
+        owner = owner or (name if name in clients else clients[0])
         return {
-            name: tensor.detach().cpu().clone()
-            for segment in self.party.segments.values()
-            for name, tensor in segment.replica.module.state_dict().items()
+            key.removeprefix(MODEL): tensor.detach().cpu().clone()
+            for replica in Route(plan, name, owner).replicas.values()
+            for key, tensor in self.party.replicas.state(replica).tensors.items()
+            if key.startswith(MODEL)
         }
 
     def save(self, folder: Path) -> Path:
-        """Write this party's own weights as `weights.safetensors` into a folder; returns the path."""
+        """Write this party's own weights as `weights.safetensors` into a folder; returns the path.
+
+        A server whose replicas differ by client writes `weights-CLIENT.safetensors` for each as well.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        target, temporary = folder / "weights.safetensors", folder / "weights.tmp"
-        save_file(self.state(), temporary, metadata={"plan": self.party.plan.digest, "party": self.party.name})
+        first = self.state()
+        plan = self.party.plan
+        if self.party.session.conducts and not plan.schedule.server_shared:
+            for owner in plan.terms.filling("client"):
+                own = self.state(owner)
+                if own.keys() != first.keys() or not all(torch.equal(own[name], first[name]) for name in own):
+                    self._write(folder / f"weights-{owner}.safetensors", own)
+        return self._write(folder / "weights.safetensors", first)
+
+    def _write(self, target: Path, state: dict[str, Tensor]) -> Path:
+        temporary = target.with_suffix(".tmp")
+        save_file(state, temporary, metadata={"plan": self.party.plan.digest, "party": self.party.name})
         temporary.replace(target)
         return target
 
@@ -93,16 +122,19 @@ def run(
     plan, limits = agreement.plan, agreement.plan.terms.limits
     if party not in plan.terms.parties:
         raise PlanError(f"{party!r} is no party of the plan; parties are {', '.join(plan.terms.parties)}")
+    _check_seals(plan, party, network)
     loader = make_loader(agreement, party, data, held_out, secret)
     meter = Meter()
     member = Party(
         plan,
         party,
-        parts=agreement.parts,
+        parts=agreement.parts_of,
         secret=secret,
         loader=loader,
         observers=(meter, *observers),
         device=device,
+        seals=network.seals,
+        run=token_hex(RUN_NAME_BYTES),
     )
     loop, start = Loop(member), time.perf_counter()
     common: dict[str, Any] = {
@@ -125,6 +157,16 @@ def run(
             member.tell(Noticed(party=party, sentence=f"{party} dials {server} at {address[0]}:{address[1]}"))
             loop.run([dial(address, network.credentials, peer=server, **common)])
     return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start)
+
+
+def _check_seals(plan: Plan, party: str, network: Network) -> None:
+    """A plan whose parties' states are forwarded needs keys to seal them. Raises `PlanError`."""
+    states = party in sealing_parties(plan.terms)
+    if states and network.seals is None:
+        raise PlanError(
+            f"under {plan.terms.schedule} states of {party} travel sealed: give {party} its keys (`cutlayer keys request "
+            f"{party}`) and pin everybody's in the plan (`cutlayer keys pin`)"
+        )
 
 
 def make_loader(

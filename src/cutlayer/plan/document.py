@@ -57,9 +57,9 @@ def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
         if not isinstance(value, dict):
             faults.append(f"[{path}] must have a table for each party, such as [{path}.hospital-a]")
             return None
-        return {name: _table(party, PartyTerms, _at(path, name), faults) for name, party in value.items()}
+        return {name: _value(party, PartyTerms, _at(path, name), faults) for name, party in value.items()}
     if dataclasses.is_dataclass(kind):
-        if kind is ModelTerms and isinstance(value, dict) and isinstance(value.get("cut"), str):
+        if kind in (ModelTerms, PartyTerms) and isinstance(value, dict) and isinstance(value.get("cut"), str):
             value = value | {"cut": [value["cut"]]}
         return _table(value, typing.cast(type, kind), path, faults)
     try:

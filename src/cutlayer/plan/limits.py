@@ -25,6 +25,9 @@ class Limits:
     """The most micro-batches a party holds activations for at a time."""
     turns_ahead: int = 4
     """How many turns the conductor grants before the oldest of them is done."""
+    max_live: int = 32
+    """How many replicas of a segment a process keeps in memory, and how many clients train at once on replicas of
+    their own at the server; the rest lie on disk."""
     connections: int = 256
     """The most connections a listener holds that have not finished their handshake."""
 

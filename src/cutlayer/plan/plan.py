@@ -7,17 +7,21 @@ lie in which segment, and what each edge carries. A party agrees to both, throug
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from typing import Literal
 
 import msgspec
 
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.schedule import TurnUnit
+from cutlayer.plan.schedule import SCHEDULES, Schedule, TurnUnit
 from cutlayer.plan.tensors import DType, TensorShape, TensorSpec
 from cutlayer.plan.topology import TOPOLOGIES, Topology
 
-FORMAT = 1
+FORMAT = 2
 
 Option = bool | int | float | str | list[int | float]
+AveragedOptimizer = Literal["reset", "keep", "average"]
+ClientSegments = Literal["equal", "own"]
+Choice = int | float | Literal["all"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +55,16 @@ class InputTerms:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """How the segments learn. One optimizer per replica, the same kind everywhere."""
+    """How the segments learn. One optimizer per replica; `server_optimizer` is that of server segments, if another.
+
+    `clients_per_round`: how many clients a round has, or which part of them, or all. In a round a client makes
+    `local_epochs` passes over its rows, or takes `local_steps` steps if that is not 0.
+    `averaged_optimizer`: what becomes of the optimizer of a replica whose weights were averaged.
+    `client_segments`: under `parallel`, equal everywhere by summed gradients, or each client's own.
+    `cut_average`: under `parallel`, the part of each batch whose gradients at the cut are averaged over the clients.
+    `proximal`: FedProx's μ, for replicas whose weights are averaged.
+    `personal`: parameters that stay with their owner, by patterns of names or as `type:BatchNorm2d`.
+    """
 
     loss: Method
     optimizer: Method
@@ -62,23 +75,42 @@ class Training:
     shuffle: bool = True
     drop_last: bool = False
     held_out: float = 0.2
+    clients_per_round: Choice = "all"
+    local_epochs: int = 1
+    local_steps: int = 0
+    averaged_optimizer: AveragedOptimizer = "reset"
+    client_segments: ClientSegments = "equal"
+    cut_average: float = 0.0
+    server_optimizer: Method | None = None
+    proximal: float = 0.0
+    personal: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartyTerms:
-    """One participant: its role, the address that others dial (servers only), and its public key if the plan pins it.
+    """One participant: its role, the address that others dial (servers only), and its public keys if the plan pins them.
 
     `key` is the SHA-256 of the key in its certificate, in hex: then not even the authority can stand in for it.
+    `signing_key` (Ed25519) and `sealing_key` (X25519), in hex, are for state that a third party forwards.
+    `cut`: layers after which the model is cut for this client, if not the model's own cut.
+    `lr_scale`: by what the server multiplies its learning rate in steps made of this client's rows.
     """
 
     role: str
     address: str = ""
     key: str = ""
+    signing_key: str = ""
+    sealing_key: str = ""
+    cut: tuple[str, ...] = ()
+    lr_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-    """What a person writes. `conductor` is the party that hands out turns; by default the (first) server."""
+    """What a person writes. `conductor` is the party that hands out turns; by default the (first) server.
+
+    `aggregator_sees_weights`: no party of its own averages; the server's does, and sees what it should not put together.
+    """
 
     topology: str
     schedule: str
@@ -91,7 +123,14 @@ class Terms:
     turn: TurnUnit = "epoch"
     seed: int = 0
     conductor: str = ""
+    aggregator_sees_weights: bool = False
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def aggregator(self) -> str:
+        """The party that sums and averages what clients send; empty if there is none."""
+        own = self.filling("aggregator")
+        return own[0] if own else self.filling("server")[0] if self.aggregator_sees_weights else ""
 
     @property
     def pins(self) -> dict[str, str]:
@@ -113,6 +152,14 @@ class SegmentContents:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cutting:
+    """What a way of cutting the model gives: its segments, and what its edges carry."""
+
+    segments: dict[str, SegmentContents]
+    edges: dict[str, tuple[TensorSpec, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
     """What follows from the terms and the model."""
 
@@ -122,6 +169,14 @@ class Contents:
     """How many classes the labels have; 0 where they are no classes."""
     model_digest: str
     weights_digest: str
+    personal: tuple[str, ...] = ()
+    """The parameters and buffers that stay with their owner, by name."""
+    cuttings: dict[str, Cutting] = field(default_factory=dict)
+    """For clients whose model is cut elsewhere."""
+
+    def of(self, owner: str) -> "Cutting | Contents":
+        """The segments and edges that `owner`'s rows meet."""
+        return self.cuttings.get(owner, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +191,10 @@ class Plan:
         return TOPOLOGIES[self.terms.topology]()
 
     @cached_property
+    def schedule(self) -> Schedule:
+        return SCHEDULES[self.terms.schedule]
+
+    @cached_property
     def first(self) -> dict[str, str]:
         """The first party that fills each role."""
         return {party.role: name for name, party in reversed(self.terms.parties.items())}
@@ -143,6 +202,28 @@ class Plan:
     @cached_property
     def conductor(self) -> str:
         return self.terms.conductor or self.first["server"]
+
+    @cached_property
+    def averaged_segments(self) -> tuple[str, ...]:
+        """Segments whose replicas are averaged, in the order of the topology."""
+        return self._segments_at(self.schedule.averaged)
+
+    @cached_property
+    def client_segments(self) -> tuple[str, ...]:
+        return self._segments_at(("client",))
+
+    def _segments_at(self, roles: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(segment.name for segment in self.topology.segments if segment.role in roles)
+
+    @cached_property
+    def straddling(self) -> frozenset[str]:
+        """Names of state that lies at a client under one cut and at the server under another."""
+        cuttings = (self.contents, *self.contents.cuttings.values())
+        held: dict[bool, set[str]] = {True: set(), False: set()}
+        for cutting in cuttings if self.contents.cuttings else ():
+            for segment, contents in cutting.segments.items():
+                held[segment in self.client_segments].update(contents.state)
+        return frozenset(held[True] & held[False])
 
     def canonical(self) -> bytes:
         """The bytes that the digest covers: JSON with a fixed order, and the parties' own order, which turns follow."""

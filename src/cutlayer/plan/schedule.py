@@ -1,26 +1,34 @@
-"""Schedules: whose turn it is, over many mini-batches. Pure generators on the plan's terms and the members' rows.
+"""Schedules: whose turn it is, over many mini-batches, and what moves between turns. Pure generators on a course.
 
 Every party runs the same schedule and refuses a turn that differs from its own, so nothing about the order of a run is
-decided by one party alone.
+decided by one party alone. A turn (`Train`, `Evaluate`) is granted by the conductor. What moves (`HandOver`, `Share`,
+`Average`) is granted by nobody: it follows, in the schedule's order, as soon as the replicas it needs are through with
+the turns before.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from cutlayer.plan.batches import step_count
+if TYPE_CHECKING:
+    from cutlayer.plan.course import Course
 
 TurnUnit = Literal["epoch", "batch"]
+Kind = Literal["weights", "gradients"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
-    """The parties train on their own rows: `steps` mini-batches of their epoch `round`, from mini-batch `first` on."""
+    """The parties train on their own rows: `steps` steps of their round `round`, from step `first` of the round on.
+
+    With `joined`, one step is made of all parties' batches together: one loss, summed over all their rows.
+    """
 
     parties: tuple[str, ...]
     round: int
     first: int
     steps: int
+    joined: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,64 +39,194 @@ class Evaluate:
     round: int
 
 
-Work = Train | Evaluate
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandOver:
+    """`source` hands its replicas of `segments` on to `target`, whole: parameters, buffers, optimizer, LR schedule."""
+
+    source: str
+    target: str
+    segments: tuple[str, ...]
+    round: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Course:
-    """What a schedule needs to know: the clients in party order, their rows, and the terms that shape turns."""
+class Share:
+    """The replicas of `segments` that serve these owners are added to the average that comes next, so weighted."""
 
-    train_rows: Mapping[str, int]
-    held_out_rows: Mapping[str, int]
-    rounds: int
-    batch_size: int
-    drop_last: bool = False
-    turn: TurnUnit = "epoch"
-
-    def steps(self, party: str) -> int:
-        """Mini-batches in an epoch of this party."""
-        return step_count(self.train_rows[party], self.batch_size, drop_last=self.drop_last)
+    holders: Mapping[str, float]
+    segments: tuple[str, ...]
+    kind: Kind
+    round: int
 
 
-def alternating(course: Course) -> Iterator[Work]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Average:
+    """What was shared since the last average goes to the takers: the mean of weights, or the sum of gradients.
+
+    Replicas at the server take it always.
+    """
+
+    takers: tuple[str, ...]
+    segments: tuple[str, ...]
+    kind: Kind
+    round: int
+
+
+Turn = Train | Evaluate
+Movement = HandOver | Share | Average
+Work = Turn | Movement
+
+
+def alternating(course: "Course") -> Iterator[Work]:
     """One client after another, an epoch or a mini-batch at a time; client segments stay, server segments are shared.
 
-    With `turn = "batch"` clients with more rows go on alone when the others' epoch is over.
+    With `turn = "batch"` clients with more steps go on alone when the others' round is over.
     Source: Gawali et al. 2020 (arXiv 2012.12591), "alternate client" and "alternate mini-batch" training.
     """
     for number in range(course.rounds):
-        yield from _epochs(course, number) if course.turn == "epoch" else _batches(course, number)
-        if holders := tuple(party for party, rows in course.held_out_rows.items() if rows):
-            yield Evaluate(parties=holders, round=number)
+        yield from _in_turn(course, number)
+        yield from _evaluation(course, number)
 
 
-def _epochs(course: Course, number: int) -> Iterator[Train]:
-    for party in course.train_rows:
-        if steps := course.steps(party):
-            yield Train(parties=(party,), round=number, first=0, steps=steps)
+def relay(course: "Course") -> Iterator[Work]:
+    """One client after another on one state, handed on whole: the same as one model on the same order of batches.
+
+    Each evaluates on receiving, before it trains; at the end the last state goes to all.
+    Source: Gupta, Raskar 2018 (arXiv 1810.06060), weights handed on peer to peer.
+    """
+    holder, last = "", max(course.rounds - 1, 0)
+    for number in range(course.rounds):
+        evaluated: set[str] = set()
+        for train in _in_turn(course, number):
+            (party,) = train.parties
+            if holder and party != holder:
+                yield HandOver(source=holder, target=party, segments=course.client_segments, round=number)
+            if holder and party not in evaluated and course.held_out_rows[party]:
+                yield Evaluate(parties=(party,), round=number)
+            evaluated.add(party)
+            holder = party
+            yield train
+    for party in course.clients if holder else ():
+        if party != holder:
+            yield HandOver(source=holder, target=party, segments=course.client_segments, round=last)
+    if course.rounds:
+        yield from _evaluation(course, last)
 
 
-def _batches(course: Course, number: int) -> Iterator[Train]:
-    for step in range(max(map(course.steps, course.train_rows), default=0)):
-        for party in course.train_rows:
+def parallel(course: "Course") -> Iterator[Work]:
+    """All clients at once, their batches joined into one step at the server. A client out of rows adds none.
+
+    Client segments stay equal everywhere, since every client steps with the sum of all clients' gradients; or they are
+    each client's own. With equal ones this is training on the union's batches.
+    """
+    for number in range(course.rounds):
+        chosen = course.chosen(number)
+        for step in range(max(map(course.steps, chosen), default=0)):
+            present = tuple(party for party in chosen if step < course.steps(party))
+            yield Train(parties=present, round=number, first=step, steps=1, joined=True)
+            if course.equal_clients:
+                segments = course.client_segments
+                yield Share(
+                    holders=dict.fromkeys(present, 1.0), segments=segments, kind="gradients", round=number
+                )  # fmt: skip
+                yield Average(takers=course.clients, segments=segments, kind="gradients", round=number)
+        yield from _evaluation(course, number)
+
+
+def splitfed_v1(course: "Course") -> Iterator[Work]:
+    """Clients train side by side, each with a replica of every segment for itself; then all segments are averaged.
+
+    The same as FedAvg of the uncut model. Source: Thapa et al. 2020, SplitFed (arXiv 2004.12088), algorithm 1.
+    """
+    for number in range(course.rounds):
+        yield from _local_training(course, number, course.chosen(number))
+        yield from _evaluation(course, number, together=False)
+
+
+def splitfed_v2(course: "Course") -> Iterator[Work]:
+    """One client after another, shuffled anew each round, on one server replica; then client segments are averaged.
+
+    Source: Thapa et al. 2020, SplitFed (arXiv 2004.12088), section 4.2.
+    """
+    for number in range(course.rounds):
+        yield from _local_training(course, number, course.shuffled(number))
+        yield from _evaluation(course, number)
+
+
+def splitfed_v3(course: "Course") -> Iterator[Work]:
+    """As V1, but only server segments are averaged: client segments are personal.
+
+    Source: Gawali et al. 2020 (arXiv 2012.12591), SplitFedv3.
+    """
+    yield from splitfed_v1(course)
+
+
+def _in_turn(course: "Course", number: int) -> Iterator[Train]:
+    """The turns of a round, one client after another, by epoch or by mini-batch."""
+    chosen = course.chosen(number)
+    if course.turn == "epoch":
+        for party in chosen:
+            if steps := course.steps(party):
+                yield Train(parties=(party,), round=number, first=0, steps=steps)
+        return
+    for step in range(max(map(course.steps, chosen), default=0)):
+        for party in chosen:
             if step < course.steps(party):
                 yield Train(parties=(party,), round=number, first=step, steps=1)
 
 
+def _local_training(course: "Course", number: int, order: tuple[str, ...]) -> Iterator[Work]:
+    """Each client's whole round, shared as it ends; then the mean goes to whoever needs it next, in the end to all."""
+    segments = course.averaged_segments
+    trained = [party for party in order if course.steps(party)]
+    for party in trained:
+        yield Train(parties=(party,), round=number, first=0, steps=course.steps(party))
+        weight = float(course.train_rows[party])
+        yield Share(holders={party: weight}, segments=segments, kind="weights", round=number)
+    if number == course.rounds - 1:
+        takers = course.clients
+    else:
+        needed = {*course.evaluated(number), *course.chosen(number + 1)}
+        takers = tuple(party for party in course.clients if party in needed)
+    if trained:
+        yield Average(takers=takers, segments=segments, kind="weights", round=number)
+
+
+def _evaluation(course: "Course", number: int, *, together: bool = True) -> Iterator[Evaluate]:
+    holders = course.evaluated(number)
+    if together and holders:
+        yield Evaluate(parties=holders, round=number)
+    elif not together:
+        for party in holders:
+            yield Evaluate(parties=(party,), round=number)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """A generator of turns, and whether a server segment is one replica for all clients."""
+    """A generator of turns, and what it means for replicas.
 
-    turns: Callable[[Course], Iterator[Work]]
-    server_shared: bool
+    `server_shared`: a server segment is one replica for all clients, else one for each. `averaged`: the roles whose
+    segments' weights are averaged. `hands_over`: client segments are handed on. `joined`: batches are joined.
+    """
+
+    turns: Callable[["Course"], Iterator[Work]]
+    server_shared: bool = True
+    averaged: tuple[str, ...] = ()
+    hands_over: bool = False
+    joined: bool = False
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "alternating": Schedule(turns=alternating, server_shared=True),
+    "alternating": Schedule(turns=alternating),
+    "relay": Schedule(turns=relay, hands_over=True),
+    "parallel": Schedule(turns=parallel, joined=True),
+    "splitfed_v1": Schedule(turns=splitfed_v1, server_shared=False, averaged=("client", "server")),
+    "splitfed_v2": Schedule(turns=splitfed_v2, averaged=("client",)),
+    "splitfed_v3": Schedule(turns=splitfed_v3, server_shared=False, averaged=("server",)),
 }
 
-LEGAL: frozenset[tuple[str, str]] = frozenset({
-    ("vanilla", "alternating"),
-    ("u_shaped", "alternating"),
-})  # fmt: skip
-"""The pairs of topology and schedule that mean something."""
+LEGAL: dict[str, frozenset[str]] = {
+    "vanilla": frozenset(SCHEDULES),
+    "u_shaped": frozenset(SCHEDULES),
+}
+"""The schedules that mean something with each topology."""

@@ -1,7 +1,7 @@
 """What goes into a session and what comes out: plain data. Tensors pass through as opaque values.
 
 event  = Connected | Received | Ran | Lost | Tick | Broke
-action = Run | Send | Step | Tell | Drop | Done | Fail
+action = Run | Send | Step | Give | Take | Add | Spread | Settle | Tell | Drop | Done | Fail
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from cutlayer.errors import CutlayerError
 from cutlayer.plan.batches import Batch
-from cutlayer.protocol.messages import Control, Message, Purpose, Ticket
+from cutlayer.plan.schedule import Kind
+from cutlayer.protocol.messages import Control, Message, Purpose, State, StateKind, Ticket
 
 Value = Any
 """Whatever the party's segments and codecs work on. The session never looks inside."""
@@ -19,6 +20,17 @@ Direction = Literal["load", "forward", "backward"]
 
 Replica = tuple[str, str]
 """(segment, owner): the owner is the client whose own copy it is, or the server's party if all clients share it."""
+
+
+JOINED = ""
+"""The owner of a ticket in which the batches of several parties are joined. Such a ticket never leaves its party."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One value for each party whose batches are joined, in party order."""
+
+    parts: tuple[Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +51,17 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a `Run` gave: outputs (load, forward) or gradients by edge (backward); sums where the node is a loss.
+    """What a `Run` gave: outputs (load, forward) or gradients by edge (backward); sums by owner where it is a loss.
 
-    A party has one thread, so these come in the order of their `Run`s.
+    Of joined batches every output and gradient is `Joined`. A party has one thread, so these come in the order of
+    their `Run`s.
     """
 
     ticket: Ticket
     node: str
     direction: Direction
     result: Value = field(repr=False)
-    sums: Mapping[str, float] | None = None
+    sums: Mapping[str, Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,10 @@ Event = Connected | Received | Ran | Lost | Tick | Broke
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Load a source, or run a segment's replica forward or backward; answer with `Ran`."""
+    """Load a source, or run a segment's replica forward or backward; answer with `Ran`.
+
+    Where batches are joined, `owners` are the parties whose they are, with how many `rows` each, and inputs `Joined`.
+    """
 
     ticket: Ticket
     node: str
@@ -86,6 +102,8 @@ class Run:
     replica: Replica
     inputs: Mapping[str, Value] = field(default_factory=dict, repr=False)
     batch: Batch | None = None
+    owners: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +120,66 @@ class Step:
     """All tickets of the replica's step have drained: divide its gradients by `normaliser`, step its optimizer once."""
 
     replica: Replica
-    owner: str
-    """Whose rows the step was made of."""
+    owners: tuple[str, ...]
+    """Whose rows the step was made of, as far as this party had to do with them."""
     round: int
     normaliser: float
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Send `target` the state of my replicas of `owner`, as `kind` of what `of` says. They have drained."""
+
+    number: int
+    kind: StateKind
+    of: Kind
+    target: str
+    replicas: tuple[Replica, ...]
+    normaliser: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Put what `message` brought into my replicas: whole, the mean of weights, or the sum of gradients."""
+
+    message: State
+    of: Kind
+    replicas: tuple[Replica, ...]
+    payload: Value = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add to the sum, with this weight: what `message` brought, or the replicas of mine that serve one owner.
+
+    My own replicas go back to where the last average left them, but for what is never averaged.
+    """
+
+    of: Kind
+    weight: float
+    owner: str
+    message: State | None = None
+    payload: Value = field(default=None, repr=False)
+    replicas: tuple[Replica, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The sum is complete: send what came of it to the targets."""
+
+    number: int
+    of: Kind
+    targets: tuple[str, ...]
+    normaliser: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The mean is what all my replicas of these segments begin with from now on; `message` has a part of it, if any."""
+
+    segments: tuple[str, ...]
+    message: State | None = None
+    payload: Value = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +212,5 @@ class Fail:
     error: CutlayerError
 
 
-Action = Run | Send | Step | Tell | Drop | Done | Fail
+Movement = Give | Take | Add | Spread | Settle
+Action = Run | Send | Step | Movement | Tell | Drop | Done | Fail

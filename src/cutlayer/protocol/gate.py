@@ -18,11 +18,11 @@ class Slot:
     """A turn's place in a replica's queue.
 
     For training, `step` is the one whose tickets may run, and `drained` counts those of its tickets that are through.
-    For evaluation the whole turn is one step.
+    For evaluation the whole turn is one step. A movement has no tickets: while its slot is in front, the state may move.
     """
 
     turn: int
-    purpose: Purpose
+    purpose: Purpose | None
     steps: int
     step: int = 0
     forwards: int = 0
@@ -45,9 +45,13 @@ class Gate:
         self.slots: deque[Slot] = deque()
         self._waiting: list[Run] = []
 
-    def append(self, turn: int, purpose: Purpose, steps: int) -> None:
-        """Queue a turn of so many steps (for evaluation: of so many tickets)."""
+    def append(self, turn: int, purpose: Purpose | None, steps: int) -> None:
+        """Queue a turn of so many steps (for evaluation: of so many tickets), or a movement."""
         self.slots.append(Slot(turn, purpose, steps))
+
+    def has_come_to(self, turn: int) -> bool:
+        """Whether all work before this turn is done."""
+        return bool(self.slots) and self.slots[0].turn == turn
 
     def offer(self, run: Run) -> Iterator[Run]:
         """The work that may run now: `run` and what waited for it, or nothing."""

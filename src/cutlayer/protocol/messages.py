@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from cutlayer.plan.tensors import TensorShape
 
-VERSION = 1
+VERSION = 2
 
 SENTENCE = 4096
 
@@ -22,6 +22,7 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 Tensors = Annotated[tuple[TensorShape, ...], Meta(max_length=64)]
 Sums = Annotated[dict[Name, float], Meta(max_length=64)]
 Purpose = Literal["train", "eval"]
+StateKind = Literal["replica", "share", "mean"]
 
 
 SCORES = ({"loss", "normaliser"}, {"loss", "normaliser", "correct", "count"})
@@ -58,8 +59,12 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
 
 
 class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
-    """From the conductor: all are here; these are the members and their rows. The schedule follows from it."""
+    """From the conductor: all are here; these are the members and their rows. The schedule follows from it.
 
+    `run` tells this run of the plan from others: what was sealed for another one cannot be played again in this.
+    """
+
+    run: Name
     members: Annotated[dict[Name, Rows], Meta(max_length=65_536)]
 
 
@@ -93,6 +98,22 @@ class Backward(Struct, frozen=True, forbid_unknown_fields=True, tag="backward"):
     normaliser: float
 
 
+class State(Struct, frozen=True, forbid_unknown_fields=True, tag="state"):
+    """What moves between turns, from `source` to `target`; the conductor forwards it unread where it is neither.
+
+    `number` is the place of the movement in the schedule. `replica`: a replica whole, handed on. `share`: weights or
+    gradients to be averaged or summed. `mean`: what came of it. The one tensor is the state as bytes, sealed to the
+    target where somebody forwards it. `normaliser` goes with gradients of a sum; else it is 0.
+    """
+
+    number: Count
+    kind: StateKind
+    source: Name
+    target: Name
+    tensors: Tensors
+    normaliser: float = 0.0
+
+
 class Report(Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
     """My part of a turn is done; `sums` are the losses and counts that I saw, by owner of the rows."""
 
@@ -123,5 +144,5 @@ def is_sound(sums: Mapping[str, float]) -> bool:
     return sums.keys() in SCORES and all(map(math.isfinite, sums.values())) and min(counts) >= 0
 
 
-Message = Hello | Welcome | Turn | Forward | Backward | Report | Bye
+Message = Hello | Welcome | Turn | Forward | Backward | State | Report | Bye
 Control = Ping | Refuse

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import SCHEDULES
+from cutlayer.plan.check import moves_state
+from cutlayer.plan.plan import Cutting, Contents, Plan
 from cutlayer.plan.tensors import TensorShape, TensorSpec
 from cutlayer.protocol.events import Replica
 from cutlayer.protocol.messages import Purpose
@@ -63,30 +63,30 @@ class Route:
         self.replicas = {name: self._replica(plan, name) for name in self.segments}
 
     def _edge(self, plan: Plan, source: str, target: str) -> EdgeRoute:
-        name = f"{source}->{target}"
+        name, cutting = f"{source}->{target}", plan.contents.of(self.owner)
         return EdgeRoute(
             name=name,
             source=source,
             target=target,
             source_party=self.party_of[source],
             target_party=self.party_of[target],
-            tensors=plan.contents.edges[name],
+            tensors=cutting.edges[name],
             returns=any(source == segment.name for segment in plan.topology.segments),
-            differentiable=_gives_gradient(plan, name),
+            differentiable=_gives_gradient(plan, cutting, name),
         )
 
     def _replica(self, plan: Plan, segment: str) -> Replica:
-        shared = plan.topology.segment(segment).role == "server" and SCHEDULES[plan.terms.schedule].server_shared
+        shared = plan.topology.segment(segment).role == "server" and plan.schedule.server_shared
         return segment, self.party_of[segment] if shared else self.owner
 
 
-def _gives_gradient(plan: Plan, edge: str) -> bool:
+def _gives_gradient(plan: Plan, cutting: Contents | Cutting, edge: str) -> bool:
     """Whether the loss has a gradient with respect to what an edge carries."""
-    if not any(spec.differentiable for spec in plan.contents.edges[edge]):
+    if not any(spec.differentiable for spec in cutting.edges[edge]):
         return False
     target = edge.split("->")[1]
     onward = plan.topology.outputs(target)
-    return not onward or any(_gives_gradient(plan, each.name) for each in onward)
+    return not onward or any(_gives_gradient(plan, cutting, each.name) for each in onward)
 
 
 def parties_on_the_way(plan: Plan, owner: str) -> frozenset[str]:
@@ -101,6 +101,28 @@ def _holder(plan: Plan, role: str, owner: str) -> str:
 def largest_body_bytes(plan: Plan) -> int:
     """The largest body that any message of this plan may carry; a channel refuses more from the prelude alone."""
     rows = plan.terms.training.batch_size
-    return max(
-        body_bytes([spec.for_rows(rows) for spec in specs]) for specs in plan.contents.edges.values()
-    )  # fmt: skip
+    cuttings = (plan.contents, *plan.contents.cuttings.values())
+    edges = [specs for cutting in cuttings for specs in cutting.edges.values()]
+    return max(state_limit_bytes(plan), *(body_bytes([spec.for_rows(rows) for spec in specs]) for specs in edges))
+
+
+STATE_COPIES = 6
+"""A replica's state has its parameters and buffers, and at most so many times as much again for its optimizer."""
+STATE_NOTES_BYTES = 2048
+"""For each name, what else a state's bytes hold: names and shapes, several of each."""
+
+
+def state_limit_bytes(plan: Plan) -> int:
+    """The largest state that a party may send; 0 where none moves."""
+    if not moves_state(plan.terms):
+        return 0
+    cuttings = (plan.contents, *plan.contents.cuttings.values())
+    states = [
+        [shape for segment in cutting.segments.values() for shape in segment.state.values()] for cutting in cuttings
+    ]
+    largest = max(sum(max(shape.nbytes, 8) for shape in state) for state in states)
+    return body_bytes_of((1 + STATE_COPIES) * 2 * largest + (1 + max(map(len, states))) * STATE_NOTES_BYTES)
+
+
+def body_bytes_of(nbytes: int) -> int:
+    return body_bytes((TensorShape("uint8", (nbytes,)),))

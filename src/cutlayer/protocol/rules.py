@@ -1,6 +1,6 @@
 """The rules of the protocol as data: what each is called, and which message may follow which."""
 
-from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, Turn, Welcome
+from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, State, Turn, Welcome
 
 RULES: dict[str, str] = {
     "wrong-version": "both ends speak the same version of the protocol",
@@ -18,20 +18,22 @@ RULES: dict[str, str] = {
     "wrong-normaliser": "a loss normaliser is finite, positive (0 for a part of a step), the same on all ways back",
     "wrong-rows": "the conductor knows the rows that this party announced, and every member once",
     "wrong-report": "a party reports each turn once, and the sums of the losses that it holds, as a loss has them",
+    "wrong-state": "a state goes once, from whom and to whom the receiver's own schedule says, and is not too large",
     "off-schedule": "a turn is what the receiver's own schedule says",
     "early-bye": "the end comes after the last turn",
 }
 
 Kinship = str
 """What a peer is to me: my `conductor`, or a `member` whose conductor I am."""
-State = str
+Standing = str
 
-MOVES: dict[tuple[Kinship, State, type], State] = {
+MOVES: dict[tuple[Kinship, Standing, type], Standing] = {
     # (`Refuse`, and a `Bye` with a reason, may come at any time: anyone may give up.)
     # what a member may say to its conductor
     ("member", "connected", Hello): "joined",
     ("member", "running", Forward): "running",
     ("member", "running", Backward): "running",
+    ("member", "running", State): "running",
     ("member", "running", Report): "running",
     ("member", "closing", Bye): "gone",
     # what the conductor may say to a member
@@ -40,6 +42,7 @@ MOVES: dict[tuple[Kinship, State, type], State] = {
     ("conductor", "running", Turn): "running",
     ("conductor", "running", Forward): "running",
     ("conductor", "running", Backward): "running",
+    ("conductor", "running", State): "running",
     ("conductor", "running", Report): "running",
     ("conductor", "running", Bye): "gone",
 }

@@ -4,7 +4,7 @@ It knows who may speak (`rules.MOVES`), whose turn it is (the plan's schedule, w
 ticket to `traffic`. Whatever a peer sends is refused, by the name of a rule, before its payload is decoded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
 from cutlayer.errors import (
     ChannelClosed,
@@ -13,9 +13,9 @@ from cutlayer.errors import (
     PeerStopped,
     RemoteProtocolError,
 )
-from cutlayer.plan.batches import step_count
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import SCHEDULES, Course, Work
+from cutlayer.plan.schedule import Evaluate, Train
+from cutlayer.protocol.agenda import Agenda, Agendas, Numbered
 from cutlayer.protocol.events import (
     Action,
     Broke,
@@ -42,40 +42,68 @@ from cutlayer.protocol.messages import (
     Refuse,
     Report,
     Rows,
+    State,
     Turn,
     Welcome,
     is_sound,
 )
+from cutlayer.protocol.movements import Movements
 from cutlayer.protocol.rules import MOVES
 from cutlayer.protocol.traffic import Traffic
 from cutlayer.protocol.turns import OpenTurn
 
 
 class Session:
-    """Party `me` in a run of `plan`, bringing `rows`. `feed` it events, carry out the actions in order."""
+    """Party `me` in a run of `plan`, bringing `rows`. `feed` it events, carry out the actions in order.
 
-    def __init__(self, plan: Plan, me: str, rows: Rows = Rows()) -> None:  # noqa: B008 (frozen)
-        self.plan, self.me, self.rows = plan, me, rows
+    `run` is the name that a conductor gives the run. Sessions of one process may share their agendas. `ahead`: how
+    many turns a conductor grants before the oldest of them is done, if not as many as the plan's limits allow.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        me: str,
+        rows: Rows = Rows(),  # noqa: B008 (frozen)
+        *,
+        run: str = "",
+        agendas: Agendas | None = None,
+        ahead: int = 0,
+    ) -> None:
+        self.plan, self.me, self.rows, self.run = plan, me, rows, run
         self.limits = plan.terms.limits
         self.conducts = plan.conductor == me
         self.peers = tuple(name for name in plan.terms.parties if name != me) if self.conducts else (plan.conductor,)
         self.joinable = set(self.peers)
         """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
-        self.members: dict[str, Rows] = {}
+        self.members: Mapping[str, Rows] = {}
+        self._joined: dict[str, Rows] = {}
+        """Conductor: the rows of those who have joined."""
         self.states: dict[str, str] = {}
         self.over = False
         self._traffic = Traffic(plan, me)
-        self._schedule: Iterator[tuple[int, Work]] = iter(())
-        self._schedule_begun = False
+        self._movements = Movements(plan, me, self._traffic)
+        self._agendas = agendas or (lambda members: Agenda(plan, members, (me,)))
+        self._agenda: Agenda | None = None
+        """Once the run has begun."""
+        self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
         self._unreported: dict[int, OpenTurn] = {}
         """Turns with reports still due: to the conductor from all who take part, to a member its own rows' losses."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether all have joined."""
+        return self._agenda is not None
 
     def feed(self, event: Event) -> list[Action]:
         """What to do about an event. Never raises for what a peer did: that becomes `Send(Refuse)` and `Fail`."""
         if self.over:
             return []
+        moving = not self._movements.idle
         try:
             self._handle(event)
+            if moving or not self._movements.idle:
+                self._proceed()
         except RemoteProtocolError as error:
             self._refuse(error)
         except CutlayerError as error:
@@ -106,9 +134,9 @@ class Session:
         if peer not in self.peers or state in {"closing", "gone"}:
             self._traffic.out.append(Drop(peer, f"{peer} has no part in the run, or not any more"))
             self._lost(Lost(peer, "it connected anew"))
-        elif state is None or not self._schedule_begun:
+        elif state is None or not self.begun:
             self.states[peer] = "connected"
-            self.members.pop(peer, None)
+            self._joined.pop(peer, None)
             self._send(peer, Hello(VERSION, self.plan.digest, self.me, self.rows))
         else:
             raise ChannelClosed(f"{peer} connected anew: what was under way on its older link is lost")
@@ -134,6 +162,8 @@ class Session:
             case Backward():
                 self._traffic.backward(peer, message, event.payload)
                 self._settle()
+            case State():
+                self._movements.arrived(peer, message, event.payload)
             case Hello() | Welcome() | Turn() | Report() | Bye():
                 self._governed(peer, message)
                 self.states[peer] = following
@@ -161,19 +191,20 @@ class Session:
             detail = f"its plan is {hello.plan[:12]}…, ours {self.plan.digest[:12]}…: exchange plan.toml and its files"
             raise RemoteProtocolError("wrong-plan", peer, detail)
         if self.conducts:
-            self.members[peer] = hello.rows
+            self._joined[peer] = hello.rows
 
     def _welcome(self, peer: str, welcome: Welcome) -> None:
         if set(welcome.members) != set(self.plan.terms.parties) or welcome.members[self.me] != self.rows:
             raise RemoteProtocolError("wrong-rows", peer, "its members are not the plan's, or our rows not ours")
-        self.members = welcome.members
-        self._begin_schedule()
+        self.run = welcome.run
+        self._begin_schedule(welcome.members)
 
     def _turn(self, peer: str, turn: Turn) -> None:
         opened = self._open_next()
         if opened is None or opened.message() != turn:
             raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
         opened.granted = True
+        self._open_movements()
         self._traffic.begin()
 
     def _report(self, peer: str, report: Report) -> None:
@@ -193,34 +224,47 @@ class Session:
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
-            if self._traffic.turns or self._unreported or self._open_next() is not None:
+            if self._traffic.turns or self._unreported or not self._movements.idle or self._next() is not None:
                 raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
             self._send(peer, Bye())
 
     # ------------------------------------------------------------------ turns
 
-    def _begin_schedule(self) -> None:
-        terms = self.plan.terms
-        clients = terms.filling("client")
-        course = Course(
-            train_rows={name: self.members[name].train for name in clients},
-            held_out_rows={name: self.members[name].held_out for name in clients},
-            rounds=terms.training.rounds,
-            batch_size=terms.training.batch_size,
-            drop_last=terms.training.drop_last,
-            turn=terms.turn,
-        )
-        self._schedule = enumerate(SCHEDULES[terms.schedule].turns(course))
-        self._schedule_begun = True
+    def _begin_schedule(self, members: Mapping[str, Rows]) -> None:
+        self._agenda = self._agendas(members)
+        self.members = self._agenda.members
         self.joinable.clear()
+        self._open_movements()
+
+    def _next(self) -> Numbered | None:
+        """The next work in which I take part, unless the one before must be complete first."""
+        if self._agenda is None or self._movements.blocked:
+            return None
+        return self._agenda.peek(self.me)
+
+    def _open_movements(self) -> None:
+        """What moves is granted by nobody: it is open as soon as the schedule has come to it."""
+        while (following := self._next()) is not None and not isinstance(following[1], Train | Evaluate):
+            assert self._agenda is not None
+            self._movements.open(*self._agenda.pop(self.me))
 
     def _open_next(self) -> OpenTurn | None:
-        """Go on in the schedule to the next turn in which I take part, or that I grant: its tickets may come now."""
-        for number, work in self._schedule:
-            takes_part = self._traffic.takes_part(work)
-            if takes_part or self.conducts:
-                return self._open(OpenTurn(number, work, self.members, self.plan.terms.training), takes_part)
-        return None
+        """Go on in the schedule to the next turn in which I take part: its tickets may come now."""
+        following = self._next()
+        if self._agenda is None or following is None or not isinstance(following[1], Train | Evaluate):
+            return None
+        self._agenda.pop(self.me)
+        number, work = following
+        return self._open(OpenTurn(number, work, self._agenda.course), self._traffic.takes_part(work))
+
+    def _proceed(self) -> None:
+        """Let what moves go on, and what waited for it."""
+        self._movements.proceed()
+        self._settle()
+        if self.begun:
+            self._open_movements()
+            if self.conducts:
+                self._grant()
 
     def _open(self, turn: OpenTurn, takes_part: bool) -> OpenTurn:
         if takes_part:
@@ -236,13 +280,13 @@ class Session:
 
     def _progress(self) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
-        if self.conducts and not self._schedule_begun and self._all_are("joined"):
-            self.members = {name: self.members.get(name, self.rows) for name in self.plan.terms.parties}
+        if self.conducts and not self.begun and self._all_are("joined"):
+            members = {name: self._joined.get(name, self.rows) for name in self.plan.terms.parties}
             for peer in self.peers:
-                self._send(peer, Welcome(self.members))
+                self._send(peer, Welcome(self.run, members))
                 self.states[peer] = "running"
-            self._begin_schedule()
-        if self.conducts and self._schedule_begun:
+            self._begin_schedule(members)
+        if self.conducts and self.begun:
             self._grant()
         if self.states and self._all_are("gone"):
             self.over = True
@@ -254,14 +298,15 @@ class Session:
     def _grant(self) -> None:
         """Conductor: close the turns that all have reported, grant the next ones, say goodbye after the last."""
         self._close_reported()
-        while len(self._unreported) < self.limits.turns_ahead and (turn := self._open_next()) is not None:
+        while len(self._unreported) < self._ahead and (turn := self._open_next()) is not None:
             turn.granted = True
+            self._open_movements()
             message = turn.message()
             for peer in self.peers:
                 if peer in turn.unreported:
                     self._send(peer, message)
             self._traffic.begin()
-        if not self._unreported and self._all_are("running"):
+        if not self._unreported and self._movements.idle and self._all_are("running"):
             for peer in self.peers:
                 self._send(peer, Bye())
                 self.states[peer] = "closing"
@@ -282,7 +327,7 @@ class Session:
                 self._send(self.plan.conductor, Report(turn.number, turn.sums))
             self._traffic.begin()
 
-    def _reports(self, work: Work) -> dict[str, set[str]]:
+    def _reports(self, work: Train | Evaluate) -> dict[str, set[str]]:
         """Whose reports of a turn I am to hear, and the owners of the rows whose losses each will tell."""
         if not self.conducts:
             holders = self._loss_holders(self.me) - {self.me} if self.me in work.parties else ()
@@ -320,10 +365,10 @@ class Session:
 
     def _sent_away(self, peer: str, reason: str) -> bool:
         """Conductor, before the run: close the link to a peer, which may come again."""
-        if not self.conducts or self._schedule_begun:
+        if not self.conducts or self.begun:
             return False
         del self.states[peer]
-        self.members.pop(peer, None)
+        self._joined.pop(peer, None)
         self._traffic.out.append(Drop(peer, reason))
         return True
 
@@ -339,15 +384,15 @@ class Session:
         if state in {"gone", "closing"}:
             self.states[event.peer] = "gone"
             self._progress()
-        elif state is not None and self.conducts and not self._schedule_begun:
+        elif state is not None and self.conducts and not self.begun:
             del self.states[event.peer]
-            self.members.pop(event.peer, None)
+            self._joined.pop(event.peer, None)
         elif state is not None:
             self.states[event.peer] = "gone"
             raise ChannelClosed(f"{event.peer} is lost: {event.reason}")
 
     def _check_patience(self, waited_s: float) -> None:
-        if not self._schedule_begun:
+        if not self.begun:
             limit_s = self.limits.join_timeout_s
         elif self.conducts or any(turn.under_way for turn in self._traffic.turns.values()):
             limit_s = self.limits.progress_timeout_s
@@ -364,17 +409,17 @@ class Session:
 
     def total_steps(self, owner: str) -> int:
         """Training steps on `owner`'s rows in the whole run."""
-        training = self.plan.terms.training
-        per_round = step_count(self.members[owner].train, training.batch_size, drop_last=training.drop_last)
-        return training.rounds * per_round
+        return self._agenda.course.total_steps(owner) if self._agenda else 0
 
     def waiting_for(self) -> str:
         """What this party is waiting for, for a person."""
-        if not self._schedule_begun:
+        if not self.begun:
             missing = [peer for peer in self.peers if self.states.get(peer) != "joined"]
             return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
         if self.conducts:
             oldest = next(iter(self._unreported.values()), None)
+            if oldest is None and not self._movements.idle:
+                return f"{self._movements.waiting_for()} to send what moves"
             owing = oldest.unreported.keys() - {self.me} if oldest else set()
             leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
             return f"{', '.join(sorted(owing) or leaving)} to {'answer' if oldest else 'leave'}"

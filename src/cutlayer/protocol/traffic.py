@@ -9,13 +9,13 @@ without tensors. So the owner of the rows always knows how far the others are, a
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cutlayer.errors import Diverged, RemoteProtocolError
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Work
+from cutlayer.plan.schedule import Turn
 from cutlayer.plan.tensors import TensorShape
-from cutlayer.protocol.events import Action, Ran, Replica, Run, Send, Step, Value
+from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate
 from cutlayer.protocol.messages import Backward, Forward, Ticket
 from cutlayer.protocol.route import EdgeRoute, Route, parties_on_the_way
@@ -32,18 +32,22 @@ class Traffic:
         self.finished: list[OpenTurn] = []
         self._routes: dict[str, Route] = {}
         self._parties: dict[str, frozenset[str]] = {}
-        self._gates: defaultdict[Replica, Gate] = defaultdict(Gate)
+        self.gates: defaultdict[Replica, Gate] = defaultdict(Gate)
+        self.joined_normaliser = 0.0
+        """Of the last step of joined batches in which my rows took part: over all parties' rows."""
+        self._own_steps = plan.terms.training.client_segments == "own"
+        """Whether a client steps by itself after joined batches, or when the sum of all gradients has come."""
 
     def route(self, owner: str) -> Route:
         if owner not in self._routes:
             self._routes[owner] = Route(self.plan, self.me, owner)
         return self._routes[owner]
 
-    def parties(self, work: Work) -> set[str]:
+    def parties(self, work: Turn) -> set[str]:
         """The parties that a turn needs."""
         return set().union(*map(self._on_the_way, work.parties))
 
-    def takes_part(self, work: Work) -> bool:
+    def takes_part(self, work: Turn) -> bool:
         """Whether a turn needs me."""
         return self.me in work.parties or any(self.me in self._on_the_way(owner) for owner in work.parties)
 
@@ -60,9 +64,9 @@ class Traffic:
         for owner, steps in turn.steps.items():
             if self.me in self._on_the_way(owner):
                 for replica in self.route(owner).replicas.values():
-                    needed[replica] = needed.get(replica, 0) + steps
+                    needed[replica] = steps if turn.joined else needed.get(replica, 0) + steps
         for replica, steps in needed.items():
-            self._gates[replica].append(turn.number, turn.purpose, steps)
+            self.gates[replica].append(turn.number, turn.purpose, steps)
         turn.replicas_left = turn.step_left = len(needed)
         self.turns[turn.number] = turn
 
@@ -103,7 +107,7 @@ class Traffic:
             raise RemoteProtocolError("duplicate", peer, f"a second activation on {edge.name} for {ticket}")
         self._check_shapes(peer, message, edge.shapes(flight.batch.rows))
         turn.under_way = True
-        self._arrived(ticket, flight, edge, payload)
+        self._arrived(turn, ticket, flight, edge, payload)
 
     def backward(self, peer: str, message: Backward, payload: Value) -> None:
         """A gradient arrived, undecoded. Raises `RemoteProtocolError`."""
@@ -122,7 +126,7 @@ class Traffic:
         if flight is None or (edge.source, "forward") not in flight.seen:
             raise RemoteProtocolError("gradient-before-activation", peer, f"{edge.name} for {ticket}")
         self._check_shapes(peer, message, edge.answer_shapes(flight.batch.rows, turn.purpose))
-        self._check_normaliser(peer, message, flight)
+        self._check_normaliser(peer, message, turn, flight)
         turn.under_way = True
         flight.normaliser = message.normaliser
         self._answered(turn, ticket, flight, edge, payload)
@@ -145,13 +149,18 @@ class Traffic:
             sent, due = (", ".join(map(str, shapes)) or "nothing" for shapes in (message.tensors, expected))
             raise RemoteProtocolError("wrong-shape", peer, f"{sent} on {message.edge} for {message.ticket}; due: {due}")
 
-    def _check_normaliser(self, peer: str, message: Backward, flight: Flight) -> None:
-        """Each of a training ticket's gradients bears the loss's own normaliser, which I know if the loss is mine."""
+    def _check_normaliser(self, peer: str, message: Backward, turn: OpenTurn, flight: Flight) -> None:
+        """Each of a training ticket's gradients bears the loss's own normaliser, which I know if the loss is mine.
+
+        Of joined batches it may be over others' rows, too.
+        """
         normaliser = message.normaliser
-        if message.ticket.purpose == "train":
-            right = self._counts(normaliser) and flight.normaliser in {0.0, normaliser}
-        else:
+        if turn.purpose == "eval":
             right = normaliser == 0
+        elif turn.joined:
+            right = self._counts(turn, normaliser) and flight.normaliser <= normaliser
+        else:
+            right = self._counts(turn, normaliser) and flight.normaliser in {0.0, normaliser}
         if not right:
             raise RemoteProtocolError("wrong-normaliser", peer, f"{normaliser} for {message.ticket}")
 
@@ -166,42 +175,63 @@ class Traffic:
 
     def ran(self, event: Ran) -> None:
         """A node of mine has run: move its result on, forward or back. Raises `Diverged`."""
-        ticket, node = event.ticket, event.node
-        turn = self.turns[ticket.turn]
-        flight = turn.flights[ticket]
+        turn = self.turns[event.ticket.turn]
+        if event.ticket.owner == JOINED:
+            self._ran_joined(turn, event)
+            return
+        flight = turn.flights[event.ticket]
         if event.direction == "backward":
-            self._through(turn, ticket, flight, node, event.result)
+            self._through(turn, event.ticket, flight, event.node, event.result)
             return
         if event.sums is not None:
-            self._note_loss(turn, flight, event)
+            self._note_loss(turn, event)
+            if turn.purpose == "train":
+                flight.normaliser = event.sums[event.ticket.owner]["normaliser"]
+        self._ran_forward(turn, event.ticket, flight, event.node, event.result)
+
+    def _ran_forward(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, result: Value) -> None:
         flight.seen.add((node, "forward"))
         outputs = flight.route.outputs[node]
         for edge in outputs:
-            self._move_on(ticket, flight, edge, event.result)
+            self._move_on(turn, ticket, flight, edge, result)
         if not outputs:
             self._turn_back(turn, ticket, flight, node)
 
-    def _note_loss(self, turn: OpenTurn, flight: Flight, event: Ran) -> None:
-        assert event.sums is not None
-        loss, normaliser = event.sums["loss"], event.sums["normaliser"]
-        training = turn.purpose == "train"
-        if not math.isfinite(loss) or not (self._counts(normaliser) if training else math.isfinite(normaliser)):
-            raise Diverged(
-                f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} (round "
-                f"{turn.work.round}): lower the learning rate, or look at that party's rows"
-            )
-        if training:
-            flight.normaliser = normaliser
-        turn.add(event.ticket.owner, dict(event.sums))
+    def _ran_joined(self, turn: OpenTurn, event: Ran) -> None:
+        """The same for joined batches: to each owner its own part."""
+        tickets = turn.siblings(event.ticket)
+        flights = [turn.flights[ticket] for ticket in tickets]
+        if event.direction == "backward":
+            self._through_joined(turn, event.ticket, event.node, event.result)
+            return
+        if event.sums is not None:
+            self._note_loss(turn, event)
+            for ticket, flight in zip(tickets, flights, strict=True):
+                flight.normaliser = event.sums[ticket.owner]["normaliser"]
+        results = event.result.parts if flights[0].route.outputs[event.node] else [None] * len(flights)
+        for ticket, flight, result in zip(tickets, flights, results, strict=True):
+            self._ran_forward(turn, ticket, flight, event.node, result)
 
-    def _counts(self, normaliser: float) -> bool:
+    def _note_loss(self, turn: OpenTurn, event: Ran) -> None:
+        assert event.sums is not None
+        for owner, sums in event.sums.items():
+            loss, normaliser = sums["loss"], sums["normaliser"]
+            counts = self._counts(turn, normaliser) if turn.purpose == "train" else math.isfinite(normaliser)
+            if not math.isfinite(loss) or not counts:
+                raise Diverged(
+                    f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} of {owner} (round "
+                    f"{turn.work.round}): lower the learning rate, or look at that party's rows"
+                )
+            turn.add(owner, sums)
+
+    def _counts(self, turn: OpenTurn, normaliser: float) -> bool:
         """Whether a ticket may have this normaliser: a part of a step may lie on rows that do not count."""
-        a_part = self.plan.terms.training.micro_batches > 1
+        a_part = turn.joined or self.plan.terms.training.micro_batches > 1
         return math.isfinite(normaliser) and (normaliser > 0 or (a_part and normaliser == 0))
 
-    def _move_on(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
+    def _move_on(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         if edge.target_party == self.me:
-            self._arrived(ticket, flight, edge, value)
+            self._arrived(turn, ticket, flight, edge, value)
         else:
             message = Forward(ticket, edge.name, edge.shapes(flight.batch.rows))
             self.out.append(Send(edge.target_party, message, value))
@@ -216,7 +246,7 @@ class Traffic:
 
     # ------------------------------------------------------------------ what a node waits for
 
-    def _arrived(self, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
+    def _arrived(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         route = flight.route
         flight.seen.add((edge.name, "forward"))
         values = flight.inputs.setdefault(edge.target, {})
@@ -224,7 +254,7 @@ class Traffic:
         if len(values) == len(route.inputs[edge.target]):
             inputs = {each.name: values[each.name] for each in route.inputs[edge.target]}
             del flight.inputs[edge.target]
-            self._offer(Run(ticket, edge.target, "forward", route.replicas[edge.target], inputs))
+            self._ready(turn, ticket, flight, edge.target, "forward", inputs)
 
     def _answered(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         flight.seen.add((edge.name, "backward"))
@@ -237,12 +267,42 @@ class Traffic:
         route, values = flight.route, flight.grads.pop(node, {})
         grads = {edge.name: values[edge.name] for edge in route.outputs[node] if edge.differentiable}
         if turn.purpose == "train" and (grads or not route.outputs[node]):
-            self._offer(Run(ticket, node, "backward", route.replicas[node], grads))
+            self._ready(turn, ticket, flight, node, "backward", grads)
+        elif self._joins(turn, flight, node):
+            if self._all_have_come(turn, ticket, node, "backward", {}):
+                self._through_joined(turn, ticket, node, None)
         else:
             self._through(turn, ticket, flight, node, None)
 
+    def _ready(
+        self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, way: Direction, values: Mapping[str, Value]
+    ) -> None:
+        """A node has what it needs to run for this ticket; where batches are joined, it runs once for all owners."""
+        replica = flight.route.replicas[node]
+        if not self._joins(turn, flight, node):
+            self._offer(Run(ticket, node, way, replica, values))
+        elif come := self._all_have_come(turn, ticket, node, way, values):
+            owners = turn.work.parties
+            inputs = {edge: Joined(tuple(come[owner][edge] for owner in owners)) for edge in values}
+            rows = tuple(turn.flights[sibling].batch.rows for sibling in turn.siblings(ticket))
+            joined = Ticket(ticket.turn, JOINED, ticket.step, ticket.micro, ticket.purpose)
+            self._offer(Run(joined, node, way, replica, inputs, owners=owners, rows=rows))
+
+    def _joins(self, turn: OpenTurn, flight: Flight, node: str) -> bool:
+        """Whether a node of mine runs once for all owners of joined batches: one that is no owner's own."""
+        return turn.joined and flight.route.replicas[node][1] != flight.route.owner
+
+    def _all_have_come(
+        self, turn: OpenTurn, ticket: Ticket, node: str, way: Direction, values: Mapping[str, Value]
+    ) -> Mapping[str, Mapping[str, Value]] | None:
+        """The values of all owners, once the last of them has come."""
+        place = (node, way, ticket.step, ticket.micro)
+        come = turn.joining.setdefault(place, {})
+        come[ticket.owner] = values
+        return turn.joining.pop(place) if len(come) == len(turn.work.parties) else None
+
     def _offer(self, run: Run) -> None:
-        self.out += self._gates[run.replica].offer(run)
+        self.out += self.gates[run.replica].offer(run)
 
     # ------------------------------------------------------------------ when a replica's step has drained
 
@@ -250,47 +310,88 @@ class Traffic:
         self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: Mapping[str, Value] | None
     ) -> None:
         """One ticket is through one replica of mine: answer its activations, with gradients where there are any."""
-        route = flight.route
-        for edge in route.inputs[node]:
+        self._answer(turn, ticket, flight, node, grads)
+        replica = flight.route.replicas[node]
+        if turn.purpose == "train":
+            self._drain(turn, replica, (ticket.owner,), flight.normaliser)
+            return
+        gate = self.gates[replica]
+        slot = gate.slots[0]
+        slot.drained += 1
+        self._finish_eval_ticket(turn, ticket, flight)
+        if slot.drained == slot.steps:
+            self._leave(turn, gate)
+
+    def _through_joined(
+        self, turn: OpenTurn, ticket: Ticket, node: str, grads: Mapping[str, Joined] | None
+    ) -> None:
+        """The same for joined batches. From here back the normaliser is that of all owners' rows together."""
+        tickets = turn.siblings(ticket)
+        flights = [turn.flights[sibling] for sibling in tickets]
+        place = (ticket.step, ticket.micro)
+        if place not in turn.totals:
+            turn.totals[place] = sum(flight.normaliser for flight in flights)
+        for at, (sibling, flight) in enumerate(zip(tickets, flights, strict=True)):
+            flight.normaliser = turn.totals[place]
+            own = None if grads is None else {edge: joined.parts[at] for edge, joined in grads.items()}
+            self._answer(turn, sibling, flight, node, own)
+        self._drain(turn, flights[0].route.replicas[node], turn.work.parties, turn.totals[place])
+
+    def _answer(
+        self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: Mapping[str, Value] | None
+    ) -> None:
+        for edge in flight.route.inputs[node]:
             if edge.returns:
                 value = grads[edge.name] if grads is not None and edge.differentiable else ()
                 self._move_back(turn, ticket, flight, edge, value)
-        gate = self._gates[route.replicas[node]]
+
+    def _drain(self, turn: OpenTurn, replica: Replica, owners: tuple[str, ...], normaliser: float) -> None:
+        """Another ticket of the step is through this replica; after the last one it steps, and goes on."""
+        gate = self.gates[replica]
         slot = gate.slots[0]
         slot.drained += 1
-        if turn.purpose == "eval":
-            self._finish_eval_ticket(turn, ticket, flight)
-            if slot.drained == slot.steps:
-                self._leave(turn, gate)
+        slot.normaliser += normaliser
+        if slot.drained < len(turn.batches(owners[0], slot.step)):
             return
-        slot.normaliser += flight.normaliser
-        if slot.drained < len(turn.batches(ticket.owner, slot.step)):
-            return
-        if slot.normaliser <= 0:
-            raise Diverged(f"no row counts in the loss of step {ticket.step} of turn {ticket.turn}, {ticket.owner}'s")
-        self.out.append(Step(route.replicas[node], ticket.owner, turn.work.round, slot.normaliser))
+        if not turn.joined or replica[1] == self.plan.first["server"]:
+            self._step((replica,), owners, turn, slot.normaliser)
+        elif turn.step_left == 1:
+            self.joined_normaliser = slot.normaliser
+            replicas = tuple(self.route(self.me).replicas.values()) if self._own_steps else ()
+            self._step(replicas, owners, turn, slot.normaliser)
         if not slot.next_step():
             self._leave(turn, gate)
-        self._finish_step(turn, ticket.owner)
+        self._finish_step(turn, owners)
         self.out += gate.release()
+
+    def _step(self, replicas: tuple[Replica, ...], owners: tuple[str, ...], turn: OpenTurn, normaliser: float) -> None:
+        if normaliser <= 0:
+            raise Diverged(f"no row counts in the loss of a step of turn {turn.number}, of {', '.join(owners)}")
+        self.out += [Step(replica, owners, turn.work.round, normaliser) for replica in replicas]
 
     def _leave(self, turn: OpenTurn, gate: Gate) -> None:
         """A replica of mine is through with a turn."""
-        gate.slots.popleft()
         turn.replicas_left -= 1
         if not turn.replicas_left:
             del self.turns[turn.number]
             self.finished.append(turn)
-        self.out += gate.release()
+        self.leave((gate,))
 
-    def _finish_step(self, turn: OpenTurn, owner: str) -> None:
+    def leave(self, gates: Iterable[Gate]) -> None:
+        """Let these replicas go on to what comes next."""
+        for gate in gates:
+            gate.slots.popleft()
+            self.out += gate.release()
+
+    def _finish_step(self, turn: OpenTurn, owners: tuple[str, ...]) -> None:
         turn.step_left -= 1
         if turn.step_left:
             return
         turn.flights.clear()
-        turn.finish(owner, turn.due[owner])
-        turn.step_left = len(self.route(owner).replicas)
-        if owner == self.me:
+        for owner in owners:
+            turn.finish(owner, turn.due[owner])
+        turn.step_left = len(self.route(owners[0]).replicas)
+        if self.me in owners:
             self._begin_step(turn)
 
     def _finish_eval_ticket(self, turn: OpenTurn, ticket: Ticket, flight: Flight) -> None:

@@ -1,12 +1,14 @@
 """A turn that is open at a party: whose rows, which step is due, which tickets are in flight."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cutlayer.plan.batches import Batch, micro_batches, step_count
-from cutlayer.plan.plan import Training
-from cutlayer.plan.schedule import Train, Work
+from cutlayer.plan.batches import Batch, step_count
+from cutlayer.plan.course import Course
+from cutlayer.plan.schedule import Train, Turn
+from cutlayer.protocol import messages
 from cutlayer.protocol.events import Value
-from cutlayer.protocol.messages import Purpose, Rows, Ticket, Turn
+from cutlayer.protocol.messages import Purpose, Ticket
 from cutlayer.protocol.route import Route
 
 WINDOW: dict[Purpose, int] = {"train": 1, "eval": 2}
@@ -33,12 +35,12 @@ class Flight:
 class OpenTurn:
     """What a party keeps about a turn, from its opening until its own part in it is done."""
 
-    def __init__(self, number: int, work: Work, members: dict[str, Rows], training: Training) -> None:
+    def __init__(self, number: int, work: Turn, course: Course) -> None:
         self.number = number
         self.work = work
+        self.joined = isinstance(work, Train) and work.joined
         self.purpose: Purpose = "train" if isinstance(work, Train) else "eval"
-        self._members = members
-        self._training = training
+        self._course = course
         self._batches: dict[tuple[str, int], list[Batch]] = {}
         self.steps = {owner: self._steps(owner) for owner in work.parties}
         self.due = dict.fromkeys(work.parties, 0)
@@ -55,6 +57,10 @@ class OpenTurn:
         """Replicas of mine that have not finished this turn."""
         self.step_left = 0
         """Replicas of mine that have not finished the step that is due."""
+        self.joining: dict[tuple[str, str, int, int], dict[str, Mapping[str, Value]]] = {}
+        """Where batches are joined: what has come for (node, direction, step, micro), by owner."""
+        self.totals: dict[tuple[int, int], float] = {}
+        """Where batches are joined: the normaliser of all owners' rows together, by (step, micro)."""
         self.unreported: dict[str, set[str]] = {}
         """Whose reports are due, and the owners of the rows whose losses each will tell."""
         self.sums: dict[str, dict[str, float]] = {}
@@ -62,11 +68,13 @@ class OpenTurn:
     def _steps(self, owner: str) -> int:
         if isinstance(self.work, Train):
             return self.work.steps
-        return step_count(self._members[owner].held_out, self._training.batch_size)
+        return step_count(self._course.held_out_rows[owner], self._course.batch_size)
 
-    def message(self) -> Turn:
+    def message(self) -> messages.Turn:
         """What the conductor sends for this turn, and what a member expects to hear."""
-        return Turn(number=self.number, work=self.purpose, parties=self.work.parties, steps=sum(self.steps.values()))
+        return messages.Turn(
+            number=self.number, work=self.purpose, parties=self.work.parties, steps=sum(self.steps.values())
+        )
 
     def is_due(self, ticket: Ticket) -> bool:
         """Whether there is such a ticket and its owner may have it in flight, or have had it when evaluating."""
@@ -81,24 +89,28 @@ class OpenTurn:
     def batches(self, owner: str, step: int) -> list[Batch]:
         """The rows of each ticket of a step, in order."""
         if (owner, step) not in self._batches:
-            held_out = self.purpose == "eval"
-            parts = self._parts(owner, step)
-            self._batches[owner, step] = [Batch(self.work.round, *part, held_out=held_out) for part in parts]
+            self._batches[owner, step] = self._parts(owner, step)
         return self._batches[owner, step]
 
     def finish(self, owner: str, step: int) -> None:
         """A step is through at this party."""
         self.due[owner] += 1
-        del self._batches[owner, step]
+        self._batches.pop((owner, step), None)
 
-    def _parts(self, owner: str, step: int) -> list[tuple[int, int]]:
-        rows, training = self._members[owner], self._training
+    def _parts(self, owner: str, step: int) -> list[Batch]:
+        number = self.work.round
         if isinstance(self.work, Train):
-            first = self.work.first + step
-            return micro_batches(rows.train, training.batch_size, first, micros=training.micro_batches)
-        return micro_batches(rows.held_out, training.batch_size, step)
+            together = self.work.parties if self.joined else (owner,)
+            return self._course.batches(together, owner, number, self.work.first + step)
+        return self._course.held_out_batches(owner, number, step)
 
-    def add(self, owner: str, sums: dict[str, float]) -> None:
+    def siblings(self, ticket: Ticket) -> list[Ticket]:
+        """Where batches are joined: the tickets that go together with this one, in party order."""
+        return [
+            Ticket(ticket.turn, owner, ticket.step, ticket.micro, ticket.purpose) for owner in self.work.parties
+        ]  # fmt: skip
+
+    def add(self, owner: str, sums: Mapping[str, float]) -> None:
         """Add a ticket's losses and counts to its owner's."""
         total = self.sums.setdefault(owner, {})
         for name, value in sums.items():

@@ -18,7 +18,7 @@ import msgspec
 
 from cutlayer.errors import FrameRefused
 from cutlayer.plan.tensors import TensorShape
-from cutlayer.protocol.messages import Backward, Control, Forward, Message
+from cutlayer.protocol.messages import Backward, Control, Forward, Message, State
 
 MAGIC = b"CUT\x01"
 ALIGNMENT = 64
@@ -87,7 +87,7 @@ def decode(frame: Frame) -> tuple[Message | Control, list[memoryview]]:
         message = _decoder.decode(frame.header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameRefused(f"the peer sent a header that is no message of this protocol: {error}") from error
-    tensors = message.tensors if isinstance(message, Forward | Backward) else ()
+    tensors = message.tensors if isinstance(message, Forward | Backward | State) else ()
     if frame.body_bytes != body_bytes(tensors):
         raise FrameRefused(
             f"the peer sent a body of {frame.body_bytes:,} bytes under a header that declares {body_bytes(tensors):,}"

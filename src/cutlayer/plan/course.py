@@ -1,0 +1,143 @@
+"""What a schedule needs to know: clients, rows, and the terms that shape turns. Pure functions of plan and members."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from cutlayer.plan.batches import Batch, micro_batches, step_count
+from cutlayer.plan.plan import Choice, Plan
+from cutlayer.plan.schedule import TurnUnit
+from cutlayer.plan.streams import stream_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """The clients in party order with their rows, and what the plan says about rounds.
+
+    Turns count a client's steps from the start of a round; `place` says which mini-batch of which epoch that is.
+    """
+
+    train_rows: Mapping[str, int]
+    held_out_rows: Mapping[str, int]
+    rounds: int
+    batch_size: int
+    drop_last: bool = False
+    turn: TurnUnit = "epoch"
+    seed: int = 0
+    micro_batches: int = 1
+    clients_per_round: Choice = "all"
+    local_epochs: int = 1
+    local_steps: int = 0
+    client_segments: tuple[str, ...] = ()
+    averaged_segments: tuple[str, ...] = ()
+    equal_clients: bool = True
+
+    @classmethod
+    def of(cls, plan: Plan, train_rows: Mapping[str, int], held_out_rows: Mapping[str, int]) -> "Course":
+        """The course of a plan, given how many rows each client brings."""
+        terms, training = plan.terms, plan.terms.training
+        return cls(
+            train_rows=train_rows,
+            held_out_rows=held_out_rows,
+            rounds=training.rounds,
+            batch_size=training.batch_size,
+            drop_last=training.drop_last,
+            turn=terms.turn,
+            seed=terms.seed,
+            micro_batches=training.micro_batches,
+            clients_per_round=training.clients_per_round,
+            local_epochs=training.local_epochs,
+            local_steps=training.local_steps,
+            client_segments=plan.client_segments,
+            averaged_segments=plan.averaged_segments,
+            equal_clients=training.client_segments == "equal",
+        )
+
+    # ------------------------------------------------------------------ who
+
+    @cached_property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(self.train_rows)
+
+    def chosen(self, number: int) -> tuple[str, ...]:
+        """The clients of a round, in party order: the first so many in the seeded order of that round."""
+        count = self._clients_per_round
+        if count == len(self.clients):
+            return self.clients
+        return _first(self.clients, count, self.seed, number)
+
+    def shuffled(self, number: int) -> tuple[str, ...]:
+        """The clients of a round in a seeded order."""
+        return _ordered(self.chosen(number), self.seed, "turns", number)
+
+    def evaluated(self, number: int) -> tuple[str, ...]:
+        """Who evaluates after a round: its clients that hold rows out; after the last round all that do."""
+        asked = self.clients if number == self.rounds - 1 else self.chosen(number)
+        return tuple(party for party in asked if self.held_out_rows[party])
+
+    @cached_property
+    def _clients_per_round(self) -> int:
+        choice, there = self.clients_per_round, len(self.clients)
+        if choice == "all":
+            return there
+        count = choice if isinstance(choice, int) else round(choice * there)
+        return min(max(count, 1), there)
+
+    # ------------------------------------------------------------------ which rows
+
+    def epoch_steps(self, party: str) -> int:
+        """Mini-batches in one pass over this party's rows."""
+        return step_count(self.train_rows[party], self.batch_size, drop_last=self.drop_last)
+
+    def steps(self, party: str) -> int:
+        """Steps that this party takes in a round."""
+        per_epoch = self.epoch_steps(party)
+        return min(1, per_epoch) * self.local_steps if self.local_steps else self.local_epochs * per_epoch
+
+    def total_steps(self, party: str) -> int:
+        """Steps that this party takes in the whole run."""
+        if self._clients_per_round == len(self.clients):
+            return self.rounds * self.steps(party)
+        return sum(self.steps(party) for number in range(self.rounds) if party in self.chosen(number))
+
+    def place(self, party: str, number: int, step: int) -> tuple[int, int]:
+        """The epoch, and the mini-batch in it, that is the party's step `step` of round `number`.
+
+        With local steps a round goes on where the one before ended.
+        """
+        per_epoch = self.epoch_steps(party)
+        epochs, index = divmod(step + number * self.local_steps, per_epoch)
+        return epochs + (0 if self.local_steps else number * self.local_epochs), index
+
+    def batches(self, parties: tuple[str, ...], party: str, number: int, step: int) -> list[Batch]:
+        """The rows of each ticket of a training step of `party`, in which `parties` take part together.
+
+        Batches that are joined have as many parts as the smallest of them allows.
+        """
+        parts = self.micro_batches
+        if len(parties) > 1 and parts > 1:
+            parts = min(parts, *(self._batch_rows(each, number, step) for each in parties))
+        epoch, index = self.place(party, number, step)
+        spans = micro_batches(self.train_rows[party], self.batch_size, index, micros=parts)
+        return [Batch(epoch, *span) for span in spans]
+
+    def held_out_batches(self, party: str, number: int, step: int) -> list[Batch]:
+        """The held-out rows of an evaluation step, in one ticket."""
+        spans = micro_batches(self.held_out_rows[party], self.batch_size, step)
+        return [Batch(number, *span, held_out=True) for span in spans]
+
+    def _batch_rows(self, party: str, number: int, step: int) -> int:
+        _, index = self.place(party, number, step)
+        return min(self.batch_size, self.train_rows[party] - index * self.batch_size)
+
+
+def _ordered(parties: tuple[str, ...], seed: int, purpose: str, number: int) -> tuple[str, ...]:
+    """An order that everybody finds alike: by a stream of the plan's seed, the round and the name."""
+    key = str(seed).encode()
+    return tuple(sorted(parties, key=lambda party: stream_seed(key, purpose, number, party)))
+
+
+@lru_cache(maxsize=64)
+def _first(parties: tuple[str, ...], count: int, seed: int, number: int) -> tuple[str, ...]:
+    taken = set(_ordered(parties, seed, "clients", number)[:count])
+    return tuple(party for party in parties if party in taken)

@@ -1,0 +1,243 @@
+"""What moves between turns: replicas handed on, weights averaged, gradients summed.
+
+A movement acts at a party when the replicas of that party it needs are through with the work before (their gates have
+come to it) and the states that are due to this party have arrived. Sums are added up in the schedule's order, never in
+the order of arrival. All states go by the conductor, which forwards what is not its own, once each.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from cutlayer.errors import RemoteProtocolError
+from cutlayer.plan.plan import Plan
+from cutlayer.plan.schedule import Average, HandOver, Kind, Movement, Share
+from cutlayer.protocol.events import Action, Add, Give, Replica, Send, Settle, Spread, Step, Take, Value
+from cutlayer.protocol.gate import Gate
+from cutlayer.protocol.messages import State, StateKind
+from cutlayer.protocol.route import state_limit_bytes
+from cutlayer.protocol.traffic import Traffic
+
+
+@dataclass(slots=True, kw_only=True)
+class Moving:
+    """A movement that is open at this party."""
+
+    number: int
+    work: Movement
+    replicas: tuple[Replica, ...]
+    """Mine, that it needs."""
+    awaited: dict[str, tuple[State, Value] | None] = field(default_factory=dict)
+    """By source: the states that are due to me, once they have arrived."""
+    sums: bool = False
+    """It adds to a sum of mine, or ends it."""
+
+
+class Movements:
+    """The open movements at party `me`. Appends to the traffic's `out`; replicas wait at the traffic's gates."""
+
+    def __init__(self, plan: Plan, me: str, traffic: Traffic) -> None:
+        self._plan, self._me, self._traffic = plan, me, traffic
+        self._conducts = plan.conductor == me
+        self._aggregator = plan.terms.aggregator
+        self._averages = me == plan.first["server"] and not plan.schedule.server_shared
+        """Whether replicas of my own are averaged."""
+        self._client_segments = frozenset(plan.client_segments)
+        self._limit_bytes = state_limit_bytes(plan)
+        self._open: dict[int, Moving] = {}
+        self._passing: dict[int, dict[tuple[str, str], StateKind]] = {}
+        """Conductor: the states that are still to be forwarded."""
+        self._normaliser = 0.0
+        """Of the sum of gradients that is under way, as far as I know it."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing moves, or is to be forwarded, any more."""
+        return not self._open and not self._passing
+
+    @property
+    def blocked(self) -> bool:
+        """Whether a sum of mine must be complete before anything after it may begin."""
+        return any(moving.sums and isinstance(moving.work, Average) for moving in self._open.values())
+
+    def waiting_for(self) -> str:
+        """Whose states are due, for a person."""
+        passing = {source for states in self._passing.values() for source, _ in states}
+        due = {source for moving in self._open.values() for source, came in moving.awaited.items() if came is None}
+        return ", ".join(sorted(passing | due)) or "nobody"
+
+    # ------------------------------------------------------------------ opening
+
+    def open(self, number: int, work: Movement) -> None:
+        """The schedule has come to a movement in which I take part."""
+        states = list(self._states(work))
+        moving = Moving(
+            number=number,
+            work=work,
+            replicas=tuple(self._replicas(work)),
+            awaited={source: None for source, target, _ in states if target == self._me},
+            sums=not isinstance(work, HandOver) and self._sums(work),
+        )
+        if moving.replicas or moving.awaited or moving.sums:
+            self._open[number] = moving
+            for replica in moving.replicas:
+                self._traffic.gates[replica].append(number, None, 0)
+        if self._conducts and (
+            passing := {(source, target): kind for source, target, kind in states if self._me not in (source, target)}
+        ):
+            self._passing[number] = passing
+
+    def _states(self, work: Movement) -> Iterator[tuple[str, str, StateKind]]:
+        """Source, target and kind of every state that the movement sends from one party to another."""
+        server, aggregator = self._plan.first["server"], self._aggregator
+        if isinstance(work, HandOver):
+            yield work.source, work.target, "replica"
+            return
+        if not self._client_segments.intersection(work.segments):
+            return
+        clients = work.holders if isinstance(work, Share) else work.takers
+        for party in clients:
+            yield (party, aggregator, "share") if isinstance(work, Share) else (aggregator, party, "mean")
+        if self._plan.straddling and aggregator != server:
+            yield (server, aggregator, "share") if isinstance(work, Share) else (aggregator, server, "mean")
+
+    def _sums(self, work: Share | Average) -> bool:
+        mine = self._averages and not self._client_segments.issuperset(work.segments)
+        return mine or (self._me == self._aggregator and bool(self._client_segments.intersection(work.segments)))
+
+    def _replicas(self, work: Movement) -> Iterable[Replica]:
+        """My replicas that must have come to the movement."""
+        if isinstance(work, HandOver):
+            return self._held(self._me, work.segments) if self._me in (work.source, work.target) else ()
+        if isinstance(work, Share):
+            owners: Iterable[str] = work.holders if self._averages else {self._me} & work.holders.keys()
+            return [replica for owner in owners for replica in self._held(owner, work.segments)]
+        return self._held(self._me, work.segments) if self._me in work.takers else ()
+
+    def _held(self, owner: str, segments: Sequence[str]) -> list[Replica]:
+        replicas = self._traffic.route(owner).replicas
+        return [replica for name, replica in replicas.items() if name in segments and replica[1] == owner]
+
+    # ------------------------------------------------------------------ what peers send
+
+    def arrived(self, peer: str, message: State, payload: Value) -> None:
+        """A state arrived, unopened: forward it, or keep it until its time has come. Raises `RemoteProtocolError`."""
+        if peer not in (message.source, self._plan.conductor) or (self._conducts and peer != message.source):
+            raise RemoteProtocolError("wrong-state", peer, f"it speaks for {message.source}")
+        if len(message.tensors) != 1 or message.tensors[0].nbytes > self._limit_bytes:
+            raise RemoteProtocolError("wrong-state", peer, f"more than {self._limit_bytes:,} bytes, or no state")
+        if message.target != self._me:
+            self._forward(peer, message, payload)
+            return
+        moving = self._open.get(message.number)
+        if moving is None or moving.awaited.get(message.source, message) is not None:
+            raise RemoteProtocolError("wrong-state", peer, f"none is due from {message.source} at {message.number}")
+        self._check(peer, message, moving.work)
+        moving.awaited[message.source] = message, payload
+
+    def _forward(self, peer: str, message: State, payload: Value) -> None:
+        passing = self._passing.get(message.number, {})
+        if passing.get((message.source, message.target)) != message.kind:
+            detail = f"nothing goes from {message.source} to {message.target} at {message.number}, or not twice"
+            raise RemoteProtocolError("wrong-state", peer, detail)
+        del passing[message.source, message.target]
+        if not passing:
+            del self._passing[message.number]
+        self._traffic.out.append(Send(message.target, message, payload))
+
+    def _check(self, peer: str, message: State, work: Movement) -> None:
+        due: StateKind = "replica" if isinstance(work, HandOver) else "share" if isinstance(work, Share) else "mean"
+        if message.kind != due:
+            raise RemoteProtocolError("wrong-state", peer, f"a {message.kind} at {message.number}, where a {due} is due")
+        right = message.normaliser == 0
+        if not isinstance(work, HandOver) and work.kind == "gradients":
+            known = self._normaliser
+            right = math.isfinite(message.normaliser) and message.normaliser > 0
+            right = right and known in {0.0, message.normaliser}
+            if right and message.target == self._aggregator:
+                self._normaliser = message.normaliser
+        if not right:
+            raise RemoteProtocolError("wrong-normaliser", peer, f"{message.normaliser} at {message.number}")
+
+    # ------------------------------------------------------------------ acting
+
+    def proceed(self) -> None:
+        """Let every movement act whose time has come, in the schedule's order."""
+        acted = True
+        while acted:
+            acted, summing = False, False
+            for moving in list(self._open.values()):
+                if not (moving.sums and summing) and self._is_due(moving):
+                    del self._open[moving.number]
+                    self._act(moving)
+                    acted = True
+                summing |= moving.sums and moving.number in self._open
+
+    def _is_due(self, moving: Moving) -> bool:
+        gates = self._traffic.gates
+        if not all(gates[replica].has_come_to(moving.number) for replica in moving.replicas):
+            return False
+        work = moving.work
+        giving = isinstance(work, HandOver) and work.source == self._me
+        return giving or None not in moving.awaited.values()
+
+    def _act(self, moving: Moving) -> None:
+        match moving.work:
+            case HandOver() as work:
+                self._hand_over(moving, work)
+            case Share() as work:
+                self._share(moving, work)
+            case Average() as work:
+                self._average(moving, work)
+        self._traffic.leave([self._traffic.gates[replica] for replica in moving.replicas])
+
+    def _hand_over(self, moving: Moving, work: HandOver) -> None:
+        if work.source == self._me:
+            self._give(moving, "replica", "weights", work.target, moving.replicas)
+        for message, payload in self._came(moving):
+            self._out(Take(message, "weights", moving.replicas, payload))
+
+    def _share(self, moving: Moving, work: Share) -> None:
+        """Mine go to the aggregator; what is summed here is added, owner by owner in the schedule's order."""
+        server = self._plan.first["server"]
+        for owner, weight in work.holders.items():
+            mine = tuple(replica for replica in moving.replicas if replica[1] == owner)
+            straddles = self._me == server and bool(self._plan.straddling)
+            if mine and self._aggregator != self._me and (owner == self._me or straddles):
+                normaliser = self._traffic.joined_normaliser if work.kind == "gradients" else 0.0
+                self._give(moving, "share", work.kind, self._aggregator, mine, normaliser)
+                self._normaliser = normaliser
+            if moving.sums and (came := moving.awaited.get(owner)):
+                self._out(Add(work.kind, weight, owner, *came))
+            if moving.sums and (came := moving.awaited.get(server)) and owner != server:
+                self._out(Add(work.kind, weight, owner, *came))
+            if moving.sums and mine:
+                self._out(Add(work.kind, weight, owner, replicas=mine))
+
+    def _average(self, moving: Moving, work: Average) -> None:
+        if self._me == self._aggregator:
+            targets = tuple(target for source, target, _ in self._states(work) if source == self._me)
+            self._out(Spread(moving.number, work.kind, targets, self._normaliser))
+            self._normaliser = 0.0
+        if self._averages:
+            segments = tuple(name for name in work.segments if name not in self._client_segments)
+            self._out(Settle(segments, *next(self._came(moving), ())))
+            return
+        for message, payload in self._came(moving):
+            self._out(Take(message, work.kind, moving.replicas, payload))
+            if work.kind == "gradients":
+                owners = (self._me,) if self._normaliser else ()
+                steps = [Step(replica, owners, work.round, message.normaliser) for replica in moving.replicas]
+                self._traffic.out += steps
+                self._normaliser = 0.0
+
+    def _came(self, moving: Moving) -> Iterator[tuple[State, Value]]:
+        return (came for came in moving.awaited.values() if came is not None)
+
+    def _give(
+        self, moving: Moving, kind: StateKind, of: Kind, target: str, replicas: tuple[Replica, ...], normaliser: float = 0.0
+    ) -> None:
+        self._out(Give(moving.number, kind, of, target, replicas, normaliser))
+
+    def _out(self, action: Action) -> None:
+        self._traffic.out.append(action)
