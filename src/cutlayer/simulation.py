@@ -6,6 +6,7 @@ torch build and thread count.
 
 import copy
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -23,7 +24,7 @@ from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.party import Party
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import RUN_NAME_BYTES, make_loader
-from cutlayer.party.sealed import Unsealed
+from cutlayer.party.sealed import Seals, Unsealed
 from cutlayer.plan.check import needs_aggregator
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import (
@@ -219,11 +220,14 @@ def simulate_plan(
     *,
     held_out: Mapping[str, Data] | None = None,
     secrets: Mapping[str, bytes] | None = None,
+    seals: Mapping[str, Seals] | None = None,
     observers: Sequence[Observer] = (),
     device: str = "cpu",
     delivery: random.Random | None = None,
 ) -> Result:
     """Run an agreed plan in this process. `delivery` shuffles which link is served next; the result stays the same.
+
+    Without `seals`, by party, states that are forwarded are not sealed: they have as many bytes, and no secret.
 
     Raises what the arguments of `simulate` may raise, for the party that it happened to.
     """
@@ -241,7 +245,7 @@ def simulate_plan(
                 loader=make_loader(agreement, name, data.get(name), (held_out or {}).get(name), secrets[name]),
                 observers=(meters[name], *observers),
                 device=device,
-                seals=Unsealed(),
+                seals=(seals or {}).get(name, Unsealed()),
                 replicas=replicas,
                 agendas=agendas,
                 run="0" * 2 * RUN_NAME_BYTES,
@@ -254,32 +258,26 @@ def simulate_plan(
 
 
 def _drive(parties: Mapping[str, Party], delivery: random.Random | None) -> None:
-    """Serve all links in turn until the run is over at every party."""
-    links: list[tuple[Party, MemoryChannel]] = []
+    """Deliver frames, in the order they were sent or in any other across links, until the run is over everywhere."""
+    ready: list[tuple[str, str]] | deque[tuple[str, str]] = deque() if delivery is None else []
     conductor = next(party for party in parties.values() if party.session.conducts)
-    for party in parties.values():
-        if party is not conductor:
-            ends = pair(party.name, conductor.name, party.plan.terms.limits, queue_bytes=None)
-            links += zip((party, conductor), ends, strict=True)
-    for party, channel in links:
-        party.connect(channel)
-    limit_bytes = largest_body_bytes(conductor.plan)
-    while not all(party.over for party in parties.values()):
-        if delivery is not None:
-            delivery.shuffle(links)
-        if not sum(_serve(party, channel, limit_bytes) for party, channel in links):
-            break
-    for _, channel in links:
+    limits, limit_bytes = conductor.plan.terms.limits, largest_body_bytes(conductor.plan)
+    channels: dict[tuple[str, str], MemoryChannel] = {}
+    for name in parties:
+        if name != conductor.name:
+            ends = pair(
+                name, conductor.name, limits, queue_bytes=None, arrived=lambda *link: ready.append(link)
+            )
+            channels |= zip(((name, conductor.name), (conductor.name, name)), ends, strict=True)
+    for (name, _), channel in channels.items():
+        parties[name].connect(channel)
+    while ready:
+        link = ready.popleft() if isinstance(ready, deque) else ready.pop(delivery.randrange(len(ready)))
+        if not parties[link[0]].over and (frame := channels[link].poll(limit_bytes)) is not None:
+            parties[link[0]].deliver(link[1], frame)
+    for channel in channels.values():
         channel.close()
     _raise_first(parties)
-
-
-def _serve(party: Party, channel: MemoryChannel, limit_bytes: int) -> bool:
-    """Deliver one frame of a link, if there is one."""
-    if party.over or (frame := channel.poll(limit_bytes)) is None:
-        return False
-    party.deliver(channel.peer, frame)
-    return True
 
 
 def _raise_first(parties: Mapping[str, Party]) -> None:

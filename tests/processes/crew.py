@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from cutlayer.errors import CutlayerError
-from cutlayer.keys import load_credentials, make_demo_kit
+from cutlayer.keys import PublicKeys, load_credentials, load_sealer, make_demo_kit
+from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.run import Network, run
@@ -56,6 +57,7 @@ class Crew:
 
     def __init__(self, folder: Path, parties: tuple[str, ...]) -> None:
         make_demo_kit(folder, parties)
+        self._folder = folder
         spawning = multiprocessing.get_context("spawn")
         self._pipes: dict[str, Connection] = {}
         self._processes = []
@@ -66,6 +68,15 @@ class Crew:
             theirs.close()
             self._pipes[party] = ours
             self._processes.append(process)
+
+    def pinned(self, job: Job) -> Job:
+        """The job with the signing and sealing keys of this crew in its plan."""
+        parties = {
+            name: replace(terms, signing_key=keys.signing, sealing_key=keys.sealing)
+            for name, terms in job.terms.parties.items()
+            for keys in [read_public_keys(self._folder / f"{name}.pub", name)]
+        }
+        return replace(job, terms=replace(job.terms, parties=parties))
 
     def run(self, job: Job) -> dict[str, Answer]:
         """Run the job at all its parties; the server first, since it has the port."""
@@ -116,7 +127,16 @@ def _run(party: str, folder: Path, job: Job, port: int, pipe: Connection) -> Ans
         if isinstance(fact, Noticed) and "listens on port" in fact.sentence:
             pipe.send(int(fact.sentence.split()[-1]))
 
-    network = Network(credentials=load_credentials(folder, party), listen=("127.0.0.1", 0), connect=("127.0.0.1", port))
+    keys = {
+        name: PublicKeys(signing=terms.signing_key, sealing=terms.sealing_key)
+        for name, terms in job.terms.parties.items()
+    }
+    network = Network(
+        credentials=load_credentials(folder, party),
+        seals=load_sealer(folder, party, keys) if keys[party].signing else None,
+        listen=("127.0.0.1", 0),
+        connect=("127.0.0.1", port),
+    )
     try:
         outcome = run(
             job.agreement(), party, network, secret=SECRETS[party], data=job.data().get(party), observers=(notice,)

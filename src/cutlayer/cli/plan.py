@@ -10,7 +10,9 @@ from rich.table import Table
 from cutlayer.errors import PlanError
 
 if TYPE_CHECKING:
-    from cutlayer.plan.plan import Plan
+    from collections.abc import Iterator
+
+    from cutlayer.plan.plan import Plan, Training
 
 app = typer.Typer(help="Plans: check, weights.", no_args_is_help=True)
 
@@ -53,17 +55,62 @@ def show(plan: "Plan", console: Console | None = None) -> None:
     """Print a plan's segments, its cuts, and who is who."""
     console = console or Console()
     terms = plan.terms
-    console.print(f"[bold]{terms.name}[/bold]: {terms.topology}, {terms.schedule}, {terms.training.rounds} rounds")
+    console.print(f"[bold]{terms.name}[/bold]: {terms.topology}, {terms.schedule}, {_rounds(terms.training)}")
     console.print(_segments(plan))
     console.print(_edges(plan))
     for source in plan.topology.sources:
         leaves = any(edge.source == source.name for edge in plan.topology.cuts())
         where = f"[red]leave the {source.role}[/red]" if leaves else f"stay at the {source.role}"
         console.print(f"{source.kind}: {where}")
+    for sentence in movements(plan):
+        console.print(sentence, soft_wrap=True)
     unpinned = [name for name in terms.parties if name not in terms.pins]
     if unpinned:
         console.print(f"keys not pinned (the authority vouches for them): {', '.join(unpinned)}")
     console.print(f"digest {plan.digest}")
+
+
+def _rounds(training: "Training") -> str:
+    """`3 rounds of 10 clients, 2 local epochs each`."""
+    choice = training.clients_per_round
+    clients = "all" if choice == "all" else f"{choice}" if isinstance(choice, int) else f"{choice:.0%} of the"
+    local = f"{training.local_steps} steps" if training.local_steps else f"{training.local_epochs} local epoch(s)"
+    return f"{training.rounds} rounds of {clients} clients, {local} each"
+
+
+def movements(plan: "Plan") -> "Iterator[str]":
+    """What leaves its owner between turns, who sees it, and how it travels: a sentence each."""
+    from cutlayer.plan.check import needs_aggregator, sealing_parties
+
+    terms, server, segments = plan.terms, plan.first["server"], ", ".join(plan.client_segments)
+    if plan.schedule.hands_over:
+        yield (
+            f"{segments}: handed on from client to client, weights and optimizer, sealed to the next one's key and signed; "
+            f"{server} forwards it unread. Each client sees the weights as the one before left them"
+        )
+    if needs_aggregator(terms):
+        what = "gradients are summed" if plan.schedule.joined else "weights are averaged"
+        if terms.aggregator_sees_weights:
+            yield (
+                f"[red]{segments}: each client's {what} by {server}, which sees them next to that client's activations: "
+                f"who holds both can invert the activations into rows (aggregator_sees_weights = true)[/red]"
+            )
+        else:
+            yield (
+                f"{segments}: each client's {what} by {plan.aggregator}, sealed to its key and signed; {server} forwards "
+                f"them unread, and {plan.aggregator} sees no activation"
+            )
+    if plan.straddling:
+        yield (
+            f"{', '.join(sorted(plan.straddling))}: at a client for some, at {server} for others, so {server} sends its "
+            f"copies to {plan.aggregator}, too"
+        )
+    if plan.contents.personal:
+        yield f"personal, never leaving their owner: {', '.join(plan.contents.personal)}"
+    parties = terms.parties
+    unsealed = [n for n in sealing_parties(terms) if not (parties[n].signing_key and parties[n].sealing_key)]
+    if unsealed:
+        yield f"[red]no signing and sealing keys pinned for {', '.join(unsealed)}: `cutlayer keys pin`[/red]"
 
 
 def _segments(plan: "Plan") -> Table:

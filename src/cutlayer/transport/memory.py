@@ -2,6 +2,8 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from cutlayer.errors import ChannelClosed, ChannelTimeout, FrameRefused
 from cutlayer.plan.limits import Limits
@@ -20,14 +22,18 @@ def pair(
     queue_bytes: int | None = QUEUE_BYTES,
     heartbeats: bool = True,
     pool: BufferPool | None = None,
+    arrived: Callable[[str, str], None] | None = None,
 ) -> tuple["MemoryChannel", "MemoryChannel"]:
     """Two connected channels: the first is `a`'s (its peer is `b`), the second is `b`'s.
+
+    `arrived(party, peer)` is told of each frame that lies ready for a party, by the thread that sent it.
 
     A sender waits while more than `queue_bytes` lie unreceived at the other end (one frame always fits); None, for a
     single-threaded caller, means that it never waits. With `heartbeats=False` an idle end counts as a frozen one.
     """
     pool = pool or BufferPool()
-    to_b, to_a = _Pipe(queue_bytes), _Pipe(queue_bytes)
+    to_b = _Pipe(queue_bytes, arrived and partial(arrived, b, a))
+    to_a = _Pipe(queue_bytes, arrived and partial(arrived, a, b))
     return (
         MemoryChannel(b, to_b, to_a, limits, pool, heartbeats=heartbeats),
         MemoryChannel(a, to_a, to_b, limits, pool, heartbeats=heartbeats),
@@ -120,8 +126,8 @@ class MemoryChannel:
 class _Pipe:
     """Frames on their way in one direction."""
 
-    def __init__(self, room_bytes: int | None) -> None:
-        self._room_bytes = room_bytes
+    def __init__(self, room_bytes: int | None, arrived: Callable[[], None] | None = None) -> None:
+        self._room_bytes, self._arrived = room_bytes, arrived
         self._frames: deque[Frame] = deque()
         self._queued_bytes = 0
         self._changed = threading.Condition()
@@ -144,7 +150,9 @@ class _Pipe:
             self._frames.append(frame)
             self._queued_bytes += frame.nbytes
             self._changed.notify_all()
-            return True
+        if self._arrived is not None:
+            self._arrived()
+        return True
 
     def wait_for_frame(self, timeout_s: float | None) -> bool:
         """Whether there is a frame, or an end, before the time is over."""
