@@ -249,7 +249,7 @@ def simulate_plan(
                 replicas=replicas,
                 agendas=agendas,
                 run="0" * 2 * RUN_NAME_BYTES,
-                ahead=0 if plan.schedule.server_shared else 1,
+                ahead=1,
             )
             for name in plan.terms.parties
         }

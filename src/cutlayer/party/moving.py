@@ -46,7 +46,7 @@ class Mover:
         self._seals = seals
         self._server_segments = [s.name for s in plan.topology.segments if s.role == "server"]
         self._with_optimizer = plan.terms.training.averaged_optimizer == "average"
-        self._elsewhere = plan.straddling if plan.terms.aggregator != plan.first["server"] else frozenset[str]()
+        self._elsewhere = plan.straddling if plan.aggregator != plan.first["server"] else frozenset[str]()
         """What a server's replicas leave to the aggregator."""
         self._sum = WeightedSum()
         self._result: dict[str, Tensor] | None = None
@@ -212,7 +212,7 @@ class Mover:
         results = dict(self._results(gradients=False))
         if settle.message is not None:
             came = from_bytes(self._opened(settle.message, settle.payload))
-            for owner in self._plan.terms.filling("client"):
+            for owner in self._plan.clients:
                 self._check_straddling(owner, settle.segments, came)
             results |= came.tensors
         for segment in settle.segments:

@@ -7,6 +7,7 @@ One thread owns all of it. Whoever drives a party, the loop over a network or th
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Party:
     @property
     def segments(self) -> Segments:
         """This party's replicas that have been at work or were given a state, each with the segment at work on it."""
-        return Segments(self.plan, self.name, self.replicas, self._bench.segment)
+        return Segments(self.plan, self.name, self.replicas, partial(self._bench.segment, changes=False))
 
     # ------------------------------------------------------------------ what drives a party
 
@@ -127,6 +128,8 @@ class Party:
         while self._events:
             for action in self.session.feed(self._events.popleft()):
                 self._perform(action)
+                if self._events and isinstance(self._events[0], Broke):
+                    break  # what follows may rest on what has failed: a mean, say, on a share that was refused
 
     # ------------------------------------------------------------------ the session's actions
 
@@ -154,11 +157,11 @@ class Party:
         try:
             work(action)
         except CutlayerError as error:
-            self._events.append(Broke(error))
+            self._events.appendleft(Broke(error))
         except Exception as error:
             failure = SegmentFailed(failed, error)
             failure.__cause__ = error
-            self._events.append(Broke(failure))
+            self._events.appendleft(Broke(failure))
 
     def _run(self, run: Run) -> None:
         start = time.perf_counter()

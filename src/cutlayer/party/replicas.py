@@ -5,7 +5,9 @@ server with a replica for each of a thousand clients needs memory for `limits.ma
 """
 
 import copy
+import shutil
 import tempfile
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,22 +73,31 @@ class Replicas:
         self._live: OrderedDict[Key, ModelSegment] = OrderedDict()
         self._pinned: set[Key] = set()
         self._resting: dict[Key, Rest] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._unchanged: dict[Key, Rest] = {}
+        """What those at work were loaded from, while they have not changed."""
+        self._folder: Path | None = None
 
     # ------------------------------------------------------------------ at work
 
-    def at_work(self, key: Key, wrap: Wrap) -> ModelSegment:
-        """The segment at work on a replica, which stays so at least until another one is asked for."""
+    def at_work(self, key: Key, wrap: Wrap, *, changes: bool) -> ModelSegment:
+        """The segment at work on a replica, which stays so at least until another one is asked for.
+
+        `changes`: whether it is for training, so that the replica will not be what was loaded.
+        """
+        if changes:
+            self._unchanged.pop(key, None)
         segment = self._live.get(key)
         if segment is not None:
             self._live.move_to_end(key)
             return segment
         self.known[key] = None
         replica = self._worker(key)
-        rest = self._resting.pop(key, None)
-        replica.load(self._base(key) if rest is None or rest.base is None else rest.base)
-        if rest is not None and rest.own is not None:
+        rest = self._resting.pop(key, None) or Rest(average=self._averages[self._variant(key)])
+        replica.load(rest.base or self._base(key))
+        if rest.own is not None:
             replica.merge(self._fetched(key, rest))
+        if not changes:
+            self._unchanged[key] = rest
         segment = self._live[key] = wrap(key, replica)
         return segment
 
@@ -193,12 +204,16 @@ class Replicas:
         free = (other for other in alike if other not in self._pinned and not self._live[other].busy)
         if len(alike) >= self._max_live and (longest := next(free, None)) is not None:
             segment = self._live.pop(longest)
+            if (rest := self._unchanged.pop(longest, None)) is not None:
+                self._resting[longest] = rest
+                return segment.replica
             self._rest(longest, segment, self._stored(longest, segment.replica.state()))
             return idle.pop()
         return self._made(key)
 
     def _rest(self, key: Key, segment: ModelSegment, own: ReplicaState | Path | None) -> None:
         variant = self._variant(key)
+        self._unchanged.pop(key, None)
         self._resting[key] = Rest(own=own, average=self._averages[variant])
         self._idle.setdefault(variant, []).append(segment.replica)
 
@@ -238,8 +253,9 @@ class Replicas:
         if payload_bytes(state) <= SMALL_BYTES:
             return state.copied()
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="cutlayer-replicas-")
-        path = Path(self._folder.name) / "-".join(key)
+            self._folder = Path(tempfile.mkdtemp(prefix="cutlayer-replicas-"))  # its owner's alone, and gone with us
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / "-".join(key)
         path.write_bytes(to_bytes(state))
         return path
 
@@ -248,9 +264,3 @@ class Replicas:
         assert rest.own is not None
         own = from_bytes(rest.own.read_bytes()) if isinstance(rest.own, Path) else rest.own
         return own if rest.average == self._averages[self._variant(key)] else self._own_part(key, own)
-
-    def close(self) -> None:
-        """Remove what lies on disk; the replicas that rest there are lost."""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None

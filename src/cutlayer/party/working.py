@@ -51,9 +51,9 @@ class Workbench:
         self._scales = {name: party.lr_scale for name, party in plan.terms.parties.items() if party.lr_scale != 1}
         self._server = plan.first["server"]
 
-    def segment(self, key: Key) -> ModelSegment:
-        """The segment at work on a replica."""
-        return self._replicas.at_work(key, self._wrapped)
+    def segment(self, key: Key, *, changes: bool = True) -> ModelSegment:
+        """The segment at work on a replica; `changes`: in training."""
+        return self._replicas.at_work(key, self._wrapped, changes=changes)
 
     def run(self, run: Run) -> tuple[Result, Sums | None]:
         """What a `Run` gives. Raises whatever the user's model or rows raise."""
@@ -61,7 +61,7 @@ class Workbench:
             assert self._loader is not None
             assert run.batch is not None
             return self._loader.load(run.node, run.batch), None
-        segment = self.segment(run.replica)
+        segment = self.segment(run.replica, changes=run.ticket.purpose == "train")
         if run.owners:
             return self._run_joined(segment, run)
         inputs = {edge: self._tensors(value) for edge, value in run.inputs.items()}
