@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli import keys, plan, project, running
+from cutlayer.cli.deal import deal
 from cutlayer.cli.demo import demo
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(plan.app, name="plan")
 app.command()(demo)
 app.command(name="init")(project.init)
+app.command()(deal)
 app.command()(plan.accept)
 app.command()(running.run)
 app.command()(running.simulate)

@@ -28,7 +28,7 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     *,
     party: Annotated[str, typer.Option("--as", help="Which party of the plan this is.")],
     party_file: Annotated[Path | None, typer.Option(help="The party's own file; by default NAME.toml.")] = None,
-    data: Annotated[str, typer.Option(help="rows.csv, or package.module:factory.")] = "",
+    data: Annotated[str, typer.Option(help="rows.csv, rows.npz, or package.module:factory.")] = "",
     held_out: Annotated[str, typer.Option(help="Rows to evaluate on, instead of a part of the data.")] = "",
     label: Annotated[str, typer.Option(help="The table's column of labels.")] = "",
     keys: Annotated[str, typer.Option(help="The party's folder of keys.")] = "",

@@ -1,24 +1,47 @@
-"""A dataset from the party's own code or table, by the reference that the party wrote on its own command line.
+"""A dataset from the party's own code or file, by the reference that the party wrote on its own command line.
 
 The code named here is the user's own and runs as the user. No reference ever comes from a peer: no message carries one.
 """
 
+import csv
 import importlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.machinery import PathFinder
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from cutlayer.data import arrays
+from cutlayer.data.cells import CsvFile, fault_in, nearest
 from cutlayer.data.tables import read_table
 from cutlayer.errors import DataError
 
 _TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """Rows that can be dealt: what is dealt by, and how some of them are written to a file, just as they stand.
+
+    `labels` `[rows]` and `values` `[rows]`, of the column to deal by, are numbers or texts; `columns` are a table's.
+    """
+
+    labels: Sequence[Any]
+    values: Sequence[Any] | None
+    ending: str
+    write: Callable[[Path, NDArray[np.int64]], None]
+    write_test: Callable[[Path], None] | None = None
+    columns: Sequence[str] = ()
 
 
 def open_rows(
@@ -30,31 +53,139 @@ def open_rows(
     folder: Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Dataset[Any]:
-    """The dataset that `reference` names: a table (`rows.csv`) or a factory (`package.module:factory`).
+    """The dataset of `rows.csv` (a table), `rows.npz` (an array file) or `package.module:factory`.
 
-    `features`, `label` and `classes` choose a table's columns; `options` go to `read_table` or to the factory as
-    keywords; `folder` is the party's project folder, from which a relative path and modules are found as well.
+    `features`, `label` and `classes` choose a table's columns; `options` go to `read_table`, `open_arrays` or the
+    factory as keywords; `folder` is the party's project folder, from which relative paths and modules are found.
 
     Raises: DataError.
     """
     keywords = dict(options or {})
-    if reference.lower().endswith(_TABLE_ENDINGS):
+    path, ending = (folder or Path()) / reference, reference.lower()
+    if ending.endswith(_TABLE_ENDINGS):
         if label is None:
             raise DataError(f"no label column is named for {reference}: name the column that holds the labels.")
-        if reference.lower().endswith((".tsv", ".tsv.gz")):
+        if ending.endswith((".tsv", ".tsv.gz")):
             keywords.setdefault("delimiter", "\t")
-        return read_table((folder or Path()) / reference, features, label, classes=classes, **keywords)
-    if ":" not in reference:
+        return read_table(path, features, label, classes=classes, **keywords)
+    kind = "an array file" if ending.endswith(arrays.ENDINGS) else "a factory"
+    if ":" not in reference and kind == "a factory":
         raise DataError(
-            f"{reference!r} names neither a table ({', '.join(_TABLE_ENDINGS)}) nor a factory: "
-            "write path/to/rows.csv or package.module:factory."
+            f"{reference!r} names neither a table ({', '.join(_TABLE_ENDINGS)}), nor an array file "
+            f"({', '.join(arrays.ENDINGS)}), nor a factory: write path/to/rows.csv or package.module:factory."
         )
     if (features, label, classes) != (None, None, None):
         raise DataError(
-            f"features, label and classes choose columns of a table, but {reference!r} is a factory: "
-            "leave them out, and choose in the factory's own code."
+            f"features, label and classes choose columns of a table, but {reference!r} is {kind}: "
+            "leave them out, and choose in the factory's own code, or as you save x and y."
         )
-    return load_factory(reference, folder, **keywords)
+    return load_factory(reference, folder, **keywords) if kind == "a factory" else _arrays(path, keywords)
+
+
+def _arrays(path: Path, options: Mapping[str, Any]) -> Dataset[Any]:
+    if unknown := [name for name in options if name != "channels"]:
+        raise DataError(f"{unknown[0]!r} is no option for {path}: an array file has only 'channels'.")
+    return arrays.open_arrays(path, **options)
+
+
+def open_pool(reference: str, *, label: str = "", column: str = "") -> Pool:
+    """The rows of a table, of an array file, of `digits` (an example from scikit-learn) or of a factory.
+
+    `label` is a table's column of labels; `column` is one to deal by, of a table, or a further array of a file.
+
+    Raises: DataError.
+    """
+    if reference.lower().endswith(_TABLE_ENDINGS):
+        return _table_pool(reference, label, column)
+    if label:
+        raise DataError(f"a label is a column of a table, but the labels of {reference} are its y: leave it out.")
+    if reference == "digits":
+        held = arrays.digits()
+    elif reference.lower().endswith(arrays.ENDINGS):
+        held = arrays.read_arrays(reference)
+    elif ":" in reference:
+        held = arrays.gathered(load_factory(reference, Path.cwd()), reference)
+    else:
+        known = ", ".join((*_TABLE_ENDINGS, *arrays.ENDINGS))
+        raise DataError(f"{reference!r} cannot be dealt: name a file ({known}), digits, or package.module:factory.")
+    return _array_pool(held, reference, column)
+
+
+def _array_pool(held: Mapping[str, NDArray[Any]], reference: str, column: str) -> Pool:
+    rows, test = arrays.split_arrays(held, reference)
+    values = held.get(column, held.get(f"{column}_train")) if column else None
+    if column and (values is None or values.shape != (len(rows),)):
+        raise DataError(
+            f"{reference} has no array {column!r} with one value for each of its {len(rows)} rows but "
+            f"{', '.join(held)}: name another, or add it."
+        )
+    return Pool(
+        labels=rows.classes(reference).tolist(),
+        values=None if values is None else values.tolist(),
+        ending=".npz",
+        write=lambda path, places: rows.take(places).write(path),
+        write_test=None if test is None else test.write,
+    )
+
+
+def _table_pool(reference: str, label: str, column: str) -> Pool:
+    tabs = reference.lower().endswith((".tsv", ".tsv.gz"))
+    file = CsvFile(Path(reference), "\t" if tabs else ",")
+    columns = file.header()
+    _check_names(file, columns, [label, column] if column else [label])
+    (header, _), *records = _records(file, len(columns))
+    cells = {name: [row[columns.index(name)].strip() for _, row in records] for name in (label, column) if name}
+    if not records:
+        raise file.rowless()
+    for name, texts in cells.items():
+        if "" in texts:
+            raise fault_in(file, texts.index(""), name, "", "a value to deal by")
+
+    def write(path: Path, places: NDArray[np.int64]) -> None:
+        with path.open("w", newline="", encoding="utf-8") as out:
+            out.writelines([header, *(records[place][0] for place in places)])
+
+    ending = ".tsv" if tabs else ".csv"
+    return Pool(labels=cells[label], values=cells.get(column), ending=ending, write=write, columns=columns)
+
+
+def _check_names(file: CsvFile, columns: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        if not name:
+            raise DataError(f"no label column is named for {file}: name one of {', '.join(columns)}.")
+        if name not in columns:
+            near = nearest(name, list(columns))
+            raise DataError(f"{file} has no column {name!r}: correct the name, {near!r} perhaps.")
+        if columns.count(name) > 1:
+            raise DataError(f"{file} has {columns.count(name)} columns {name!r}: rename all but one.")
+
+
+def _records(file: CsvFile, columns: int) -> Iterator[tuple[str, list[str]]]:
+    """Each row that is not blank, header first: as it stands in the file, and its cells. Raises: DataError."""
+    taken: list[str] = []
+
+    def noted(lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            taken.append(line)
+            yield line
+
+    try:
+        with (
+            pa.input_stream(str(file.path), compression="detect") as stream,
+            TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines,
+        ):
+            for cells in csv.reader(noted(lines), delimiter=file.delimiter):
+                text = "".join(taken)
+                taken.clear()
+                if cells and len(cells) != columns:
+                    raise file.fault(pa.ArrowInvalid("cells are missing"))
+                if cells:
+                    yield text if text.endswith(("\n", "\r")) else text + "\n", cells
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = "UTF8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise file.fault(pa.ArrowInvalid(what)) from error
+    except OSError as error:
+        raise file.unreadable(error) from error
 
 
 def load_factory(reference: str, folder: Path | None = None, **options: Any) -> Dataset[Any]:
