@@ -1,6 +1,7 @@
 """A segment: forward and backward by ticket, a random stream per ticket, and inputs that nobody writes to."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,50 @@ def test_a_step_frees_tickets_that_no_gradient_came_back_for() -> None:
     segment.forward(ticket(), {"in": (rows(0),)})
     segment.step(1.0, 0)
     assert not segment._graphs
+
+
+def test_a_segment_is_busy_while_a_graph_is_kept() -> None:
+    segment = between(mlp())
+    assert not segment.busy
+    segment.forward(ticket(purpose="eval"), {"in": (rows(0),)})
+    assert not segment.busy
+    segment.forward(ticket(), {"in": (rows(0),)})
+    assert segment.busy
+    segment.backward(ticket(), {"out": (rows(1, 6, 3),)})
+    assert not segment.busy
+
+
+def test_a_steps_scale_reaches_the_optimizer() -> None:
+    one, other = between(mlp()), between(mlp())
+    for segment, (normaliser, scale) in ((one, (1.0, 0.5)), (other, (2.0, 1.0))):
+        segment.forward(ticket(), {"in": (rows(0),)})
+        segment.backward(ticket(), {"out": (rows(1, 6, 3),)})
+        segment.step(normaliser, 0, scale)
+    torch.testing.assert_close(one.replica.module.state_dict(), other.replica.module.state_dict(), rtol=0, atol=1e-15)
+
+
+def test_owners_that_take_turns_at_one_replica_learn_as_with_a_replica_each() -> None:
+    """Momentum, dropout, batch statistics; each owner's state is loaded before its step and kept after it."""
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double()
+    terms = replace(TRAINING, optimizer=Method(name="SGD", options={"lr": 0.1, "momentum": 0.9}))
+    secrets = {"a": b"a" * 32, "b": b"b" * 32}
+
+    def served(replica: Replica, owner: str) -> ModelSegment:
+        return ModelSegment("bottom", replica, secret=secrets[owner], returns={"in": (True,)})
+
+    apart = {owner: served(Replica(copy.deepcopy(module), terms), owner) for owner in secrets}
+    shared = Replica(copy.deepcopy(module), terms)
+    kept = {owner: shared.state().copied() for owner in secrets}
+    for step in range(3):
+        for i, owner in enumerate(secrets):
+            shared.load(kept[owner])
+            for segment in (apart[owner], served(shared, owner)):
+                segment.forward(ticket(step=step), {"in": (rows(10 * i + step),)})
+                segment.backward(ticket(step=step), {"out": (rows(i, 6, 3),)})
+                segment.step(6.0, 0)
+            kept[owner] = shared.state().copied()
+            wanted = apart[owner].replica.state().tensors
+            torch.testing.assert_close(kept[owner].tensors, wanted, rtol=0, atol=0)
 
 
 def test_nothing_of_the_senders_graph_is_behind_an_input() -> None:
@@ -263,3 +308,6 @@ def test_an_input_that_nobody_writes_to_is_not_copied() -> None:
         segment.forward(ticket(micro), {"in": (given,)})
     assert seen[0] != given.data_ptr()
     assert seen[1:] == [given.data_ptr()] * 2
+    another = ModelSegment("bottom", segment.replica, secret=SECRET, returns={"in": (False,)})
+    another.forward(ticket(), {"in": (given,)})
+    assert seen[3] == given.data_ptr()  # what was learnt about the module serves its next owner too

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 from cutlayer.model.loss import KINDS
-from cutlayer.model.replica import (
-    NOT_SCHEDULES,
-    NOT_SPLIT,
-    make_optimizer,
-    make_schedule,
-    optimizer_names,
-    schedule_names,
-)
+from cutlayer.model.rates import make_optimizer, make_schedule
+from cutlayer.model.replica import NOT_SCHEDULES, NOT_SPLIT, optimizer_names, schedule_names
 from cutlayer.plan.document import nearest
 from cutlayer.plan.plan import Method, Training
 

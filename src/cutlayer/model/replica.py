@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from cutlayer.errors import RunError
-from cutlayer.model.rates import Rates
-from cutlayer.model.rates import make_optimizer as make_optimizer
-from cutlayer.model.rates import make_schedule as make_schedule
+from cutlayer.model.rates import Rates, make_optimizer
 from cutlayer.model.state import (
     ANCHOR,
     MODEL,

@@ -39,10 +39,15 @@ class Mover:
         *,
         segment: Callable[[Key], ModelSegment],
         run: Callable[[], str],
+        steps: Callable[[], int],
         seals: Seals | None,
     ) -> None:
-        """`segment`: a replica's segment, at work. `run`: the run's name. Without `seals` nothing can be sealed."""
+        """`segment`: a replica's segment, at work. `run`: the run's name. `steps`: the most that a replica can have taken.
+
+        Without `seals` nothing can be sealed.
+        """
         self._plan, self._name, self._replicas, self._segment, self._run = plan, name, replicas, segment, run
+        self._steps = steps
         self._seals = seals
         self._server_segments = [s.name for s in plan.topology.segments if s.role == "server"]
         self._with_optimizer = plan.terms.training.averaged_optimizer == "average"
@@ -117,7 +122,8 @@ class Mover:
         for key, own in self._apart(take.replicas, from_bytes(data)):
             if take.message.kind == "replica":
                 pattern = self._replicas.pattern(key)
-                pattern.check(own, names=[name for name in _held(pattern) if name not in pattern.personal])
+                names = [name for name in _held(pattern) if name not in pattern.personal]
+                pattern.check(own, names=names, moves_at_most=self._steps() + self._plan.terms.training.rounds)
                 self._replicas.replace(key, own)
             else:
                 self._set_gradients(key, own)

@@ -87,7 +87,13 @@ class Party:
         self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
         self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader, device=torch.device(device))
         self._mover = Mover(
-            plan, name, self.replicas, segment=self._bench.segment, run=lambda: self.session.run, seals=seals
+            plan,
+            name,
+            self.replicas,
+            segment=self._bench.segment,
+            run=lambda: self.session.run,
+            steps=lambda: sum(map(self.session.total_steps, plan.clients)),
+            seals=seals,
         )
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()

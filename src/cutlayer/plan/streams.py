@@ -4,6 +4,7 @@ The key is a party's own secret (dropout, row order) or, for what all parties mu
 the plan's public seed. The same key, purpose and place give the same stream on any machine.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 
 
@@ -16,5 +17,11 @@ def stream_seed(key: bytes, purpose: str, *where: str | int) -> int:
     False
     """
     place = repr((purpose, *where)).encode()
-    digest = blake2b(place, key=blake2b(key, digest_size=32).digest(), digest_size=8).digest()
+    digest = blake2b(place, key=_short(key), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+@lru_cache(maxsize=4096)
+def _short(key: bytes) -> bytes:
+    """A key of any length as one that the hash takes."""
+    return blake2b(key, digest_size=32).digest()
