@@ -8,17 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cutlayer.cli.demo.hospitals import SHARES, Ward, write_csv
+from cutlayer.cli.demo.hospitals import HOSPITALS, Ward, deal
 from cutlayer.cli.demo.interrupts import held
+from cutlayer.cli.demo.sets import DataSet, chosen
 from cutlayer.errors import PlanError
 from cutlayer.keys.authority import make_demo_kit
-from cutlayer.keys.certificates import public_pin
+from cutlayer.keys.files import hand_over
+from cutlayer.keys.pinning import pin_keys
 from cutlayer.party.agreement import Agreement, read_agreement, write_weights
 from cutlayer.party.local import accept
 
 LAB = "lab"
-HOSPITALS = tuple(SHARES)
-CUTS = {"u_shaped": ["bottom_relu", "middle_2_relu"], "vanilla": ["bottom_relu"]}
+PARTIES = (LAB, *HOSPITALS)
 
 
 @contextmanager
@@ -38,52 +39,51 @@ def workplace(keep: Path | None) -> Iterator[Path]:
     yield keep.resolve()
 
 
-def write_project(root: Path, topology: str, rounds: int) -> Agreement:
+def write_project(root: Path, data: str, topology: str, rounds: int) -> Agreement:
     """Write everything but the rows, and accept the plan on each party's behalf. Raises `PlanError`."""
-    kit = make_demo_kit(root / "kit", (LAB, *HOSPITALS))
+    text = _plan_text(chosen(data), topology, rounds)
+    kit = make_demo_kit(root / "kit", PARTIES)
     shared = root / LAB
     shared.mkdir()
-    source = files("cutlayer.cli.demo") / "files"
-    (shared / "model.py").write_text((source / "model.py").read_text())
+    (shared / "model.py").write_text(_source(f"{data}/model.py"))
     plan = shared / "plan.toml"
-    plan.write_text(_plan_text((source / "plan.toml").read_text(), topology, rounds, kit))
+    plan.write_text(text)
+    pin_keys(plan, kit)
     write_weights(plan)
     agreement = read_agreement(plan)
-    for name in (LAB, *HOSPITALS):
+    for name in PARTIES:
         folder = root / name
         if folder != shared:
             folder.mkdir()
             for file in ("plan.toml", "model.py", "initial.safetensors"):
                 shutil.copy(shared / file, folder)
-        template = "lab.toml" if name == LAB else "hospital.toml"
-        (folder / f"{name}.toml").write_text((source / template).read_text().replace("{name}", name))
-        _hand_over_keys(kit, folder / "keys", name)
+        own = _source("lab.toml" if name == LAB else f"{data}/hospital.toml")
+        (folder / f"{name}.toml").write_text(own.replace("{name}", name))
+        hand_over(kit, folder / "keys", name)
         accept(folder / "plan.toml", agreement.plan.digest)
     shutil.rmtree(kit)
     return agreement
 
 
-def write_rows(root: Path, columns: list[str], wards: dict[str, Ward]) -> None:
-    """Each hospital's own rows into its own folder."""
+def deal_rows(root: Path, data: str) -> dict[str, Ward]:
+    """Each hospital's own rows, written into its own folder. Raises `DataError`."""
+    data_set = chosen(data)
+    wards = deal(data_set.load(), data_set.shares)
     for name, ward in wards.items():
-        write_csv(root / name / "train.csv", columns, ward.train)
-        write_csv(root / name / "held_out.csv", columns, ward.held_out)
+        data_set.write(root / name / "train", ward.train)
+        data_set.write(root / name / "held_out", ward.held_out)
+    return wards
 
 
-def _plan_text(template: str, topology: str, rounds: int, kit: Path) -> str:
-    if topology not in CUTS:
-        raise PlanError(f"the demo shows the topologies {' and '.join(CUTS)}, not {topology!r}")
-    filled = template.replace("{topology}", topology).replace("{rounds}", str(rounds))
-    text = filled.replace("{cut}", json.dumps(CUTS[topology]))
-    for name in (LAB, *HOSPITALS):
-        role = "server" if name == LAB else "client"
-        text += f'\n[parties.{name}]\nrole = "{role}"\nkey = "{public_pin(kit / f"{name}.crt")}"\n'
-    return text
+def _plan_text(data: DataSet, topology: str, rounds: int) -> str:
+    if topology not in data.cuts:
+        raise PlanError(f"the demo shows the topologies {' and '.join(data.cuts)}, not {topology!r}")
+    text = _source("plan.toml")
+    terms = {**data.terms, "topology": topology, "rounds": str(rounds), "cut": json.dumps(data.cuts[topology])}
+    for name, value in terms.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text + "".join(f'\n[parties.{name}]\nrole = "{"server" if name == LAB else "client"}"\n' for name in PARTIES)
 
 
-def _hand_over_keys(kit: Path, keys: Path, name: str) -> None:
-    """A party gets its own key, its certificate and the authority's; nobody keeps a copy."""
-    keys.mkdir()
-    shutil.copy(kit / "ca.crt", keys)
-    for ending in ("key", "crt"):
-        shutil.move(kit / f"{name}.{ending}", keys)
+def _source(name: str) -> str:
+    return (files("cutlayer.cli.demo") / "files" / name).read_text()

@@ -1,4 +1,4 @@
-"""What the demo shows at the end: one table, the crossing sheet, and the same as JSON."""
+"""What the demo shows at the end: accuracies, what crossed, how far from the pooled weights; and the same as JSON."""
 
 import json
 from collections.abc import Mapping
@@ -12,8 +12,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from cutlayer.cli.demo.crew import REPORT
-from cutlayer.cli.demo.hospitals import Ward
-from cutlayer.cli.demo.project import HOSPITALS, LAB
+from cutlayer.cli.demo.hospitals import HOSPITALS, Ward
+from cutlayer.cli.demo.project import LAB, PARTIES
+from cutlayer.cli.demo.sets import chosen
+from cutlayer.cli.demo.uncut import Uncut
+from cutlayer.cli.demo.weights import Difference, difference
 from cutlayer.observe import sheet
 from cutlayer.party.report import versions
 
@@ -26,8 +29,8 @@ class Score:
 
     train: int
     held_out: int
-    malignant: int
-    """How many of the rows, of both kinds."""
+    counted: int
+    """How many of the rows, of both kinds, are of the classes that `Result.counted` names."""
     accuracy: Mapping[str, float]
     """On the held-out rows, by kind of training."""
     bytes: Mapping[str, int]
@@ -39,9 +42,11 @@ class Result:
     """A finished demo."""
 
     plan: Mapping[str, str]
-    """Its digest, topology and schedule."""
+    """Its digest, topology and schedule, and what the rows are: `data`, and which of them are `counted`."""
     hospitals: Mapping[str, Score]
     sheet: sheet.Sheet
+    difference: Difference
+    """Between the weights trained through the cut, at any hospital, and the pooled model's."""
     seconds: Mapping[str, float]
 
     @property
@@ -52,7 +57,7 @@ class Result:
         return Score(
             train=sum(score.train for score in scores),
             held_out=held_out,
-            malignant=sum(score.malignant for score in scores),
+            counted=sum(score.counted for score in scores),
             accuracy={kind: sum(s.accuracy[kind] * s.held_out for s in scores) / held_out for kind in KINDS},
             bytes={way: sum(score.bytes[way] for score in scores) for way in ("sent", "received")},
         )
@@ -63,6 +68,7 @@ class Result:
             **self.plan,
             "hospitals": {name: asdict(score) for name, score in self.hospitals.items()},
             "all": asdict(self.all),
+            "difference": asdict(self.difference) | {"rounding": self.difference.rounding},
             **self.sheet.as_data(),
             "seconds": dict(self.seconds),
             "versions": versions(),
@@ -70,25 +76,28 @@ class Result:
 
 
 def gather(
-    root: Path, wards: Mapping[str, Ward], uncut: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float]
-) -> Result:
-    """The result, from the reports in the parties' folders and the uncut models' accuracies."""
-    reports = {name: json.loads((root / name / REPORT).read_text()) for name in (LAB, *HOSPITALS)}
+    root: Path, data: str, wards: Mapping[str, Ward], uncut: Uncut, seconds: Mapping[str, float]
+) -> Result:  # fmt: skip
+    """The result, from the reports and weights in the parties' folders and the uncut models."""
+    reports = {name: json.loads((root / name / REPORT).read_text()) for name in PARTIES}
+    weights = {name: root / name / report["saved"] for name, report in reports.items()}
     together = {name: reports[name]["metrics"][name]["accuracy"] for name in HOSPITALS}
-    accuracies = {**uncut, "together": together}
+    accuracies = {**uncut.accuracies, "together": together}
+    counted, classes = chosen(data).counted
     return Result(
-        plan={key: reports[LAB][key] for key in ("plan", "topology", "schedule")},
+        plan={key: reports[LAB][key] for key in ("plan", "topology", "schedule")} | {"data": data, "counted": counted},
         hospitals={
             name: Score(
                 train=len(ward.train),
                 held_out=len(ward.held_out),
-                malignant=ward.malignant,
+                counted=ward.rows_of(classes),
                 accuracy={kind: accuracies[kind][name] for kind in KINDS},
                 bytes=reports[name]["bytes"],
             )
             for name, ward in wards.items()
         },
-        sheet=sheet.from_reports({name: report["crossings"] for name, report in reports.items()}),
+        sheet=sheet.from_reports(reports),
+        difference=difference(uncut.pooled, weights[LAB], [weights[name] for name in HOSPITALS], uncut.steps),
         seconds=seconds,
     )
 
@@ -99,18 +108,25 @@ def write(result: Result, path: Path) -> None:
 
 
 def show(result: Result, console: Console) -> None:
-    """Print the table and the crossing sheet."""
-    crossed = result.sheet
+    """Print the table, the crossing sheet, and how far the weights are from the pooled model's."""
     console.print("\n[bold]Accuracy[/bold] on held-out rows, and bytes on the channel\n")
     console.print(_table(result))
-    _note(console, "rows: for training + held out. alone, together, pooled: trained on its own rows,")
-    _note(console, "through the cut, as one uncut model on all rows; else alike.")
+    _note(console, "rows: for training + held out. alone: trained on its own rows. together: through")
+    _note(console, "the cut. pooled: one uncut model on the same batches in the same order.")
     console.print("\n[bold]What crossed[/bold], counted on the channels, training and evaluation\n")
-    console.print(sheet.table(crossed, console.width))
-    colour = "red" if crossed.rows or crossed.labels else "green"
-    console.print(f"\nRaw data that left a hospital: [bold {colour}]{crossed.verdict}[/]")
+    console.print(sheet.table(result.sheet, console.width))
+    if result.sheet.moves:
+        console.print()
+        console.print(sheet.moves_table(result.sheet))
+        _note(console, f"Sealed: {LAB} forwards what only the receiver can open.")
+    colour = "red" if result.sheet.rows or result.sheet.labels else "green"
+    console.print(f"\nRaw data that left a hospital: [bold {colour}]{result.sheet.verdict}[/]")
     _note(console, "Each counts as often as it crossed. Activations and gradients are no raw data,")
     _note(console, "yet can betray some of it.")
+    colour = "green" if result.difference.rounding else "red"
+    console.print(f"\nLargest difference from the pooled model's weights: [bold {colour}]{result.difference}[/]")
+    steps = result.difference.steps
+    _note(console, f"After {steps} steps on the same batches; from the files that the processes wrote.")
     _note(console, f"Took {result.seconds['total']:.1f} s, {result.seconds['training']:.1f} s of it training.")
 
 
@@ -121,7 +137,7 @@ def _note(console: Console, text: str) -> None:
 def _table(result: Result) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("hospital", no_wrap=True)
-    for name in ("rows", "malignant", *KINDS, "up", "down"):
+    for name in ("rows", result.plan["counted"], *KINDS, "up", "down"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, score in result.hospitals.items():
         table.add_row(name, *_cells(score))
@@ -133,7 +149,7 @@ def _table(result: Result) -> Table:
 def _cells(score: Score) -> list[str]:
     return [
         f"{score.train} + {score.held_out}",
-        f"{score.malignant / (score.train + score.held_out):.0%}",
+        f"{score.counted / (score.train + score.held_out):.0%}",
         *(f"{score.accuracy[kind]:.3f}" for kind in KINDS),
         decimal(score.bytes["sent"]),
         decimal(score.bytes["received"]),
