@@ -315,7 +315,7 @@ WRONG: list[tuple[dict[str, Any], type[CutlayerError], str]] = [
     ({"cut": "5"}, CutError, "no parameters"),
     ({"cut": ["3", "0"], "topology": "u_shaped"}, CutError, "order"),
     ({"data": {}}, DataError, "data is empty"),
-    ({"data": {"server": rows(9)}}, DataError, "'server' is the name of the party that brings no rows"),
+    ({"data": {"server": rows(9)}}, DataError, "'server' is the name of a party that brings no rows"),
     ({"data": {"Hospital A": rows(9)}}, PlanError, "DNS label"),
     ({"held_out": {"c": rows(9)}}, DataError, "held_out has rows of c, but the clients are a, b"),
     ({"data": {"a": [1, 2, 3]}}, DataError, "the first sample of a is no pair"),

@@ -21,7 +21,7 @@ from cutlayer.model.merge import merge, put_into
 from cutlayer.observe.facts import Observer, Scored
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement, draft
-from cutlayer.party.party import Party
+from cutlayer.party.party import Party, Setting
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import RUN_NAME_BYTES, make_loader
 from cutlayer.party.sealed import Seals, Unsealed
@@ -234,22 +234,19 @@ def simulate_plan(
     plan = agreement.plan
     secrets = {name: _secret(plan.terms.seed, name) for name in plan.terms.parties} | dict(secrets or {})
     meters = {name: Meter() for name in plan.terms.parties}
-    replicas, agendas = Replicas(plan, agreement.parts_of, device=device), shared_agendas(plan)
+    replicas = Replicas(plan, agreement.parts_of, device=device)
+    setting = Setting(run="0" * 2 * RUN_NAME_BYTES, agendas=shared_agendas(plan), ahead=1)
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         parties = {
             name: Party(
                 plan,
                 name,
-                parts=agreement.parts_of,
+                replicas=replicas,
                 secret=secrets[name],
                 loader=make_loader(agreement, name, data.get(name), (held_out or {}).get(name), secrets[name]),
                 observers=(meters[name], *observers),
-                device=device,
                 seals=(seals or {}).get(name, Unsealed()),
-                replicas=replicas,
-                agendas=agendas,
-                run="0" * 2 * RUN_NAME_BYTES,
-                ahead=1,
+                setting=setting,
             )
             for name in plan.terms.parties
         }
@@ -259,20 +256,20 @@ def simulate_plan(
 
 def _drive(parties: Mapping[str, Party], delivery: random.Random | None) -> None:
     """Deliver frames, in the order they were sent or in any other across links, until the run is over everywhere."""
-    ready: list[tuple[str, str]] | deque[tuple[str, str]] = deque() if delivery is None else []
+    ready: deque[tuple[str, str]] = deque()
     conductor = next(party for party in parties.values() if party.session.conducts)
     limits, limit_bytes = conductor.plan.terms.limits, largest_body_bytes(conductor.plan)
     channels: dict[tuple[str, str], MemoryChannel] = {}
     for name in parties:
         if name != conductor.name:
-            ends = pair(
-                name, conductor.name, limits, queue_bytes=None, arrived=lambda *link: ready.append(link)
-            )
+            ends = pair(name, conductor.name, limits, queue_bytes=None, arrived=lambda *link: ready.append(link))
             channels |= zip(((name, conductor.name), (conductor.name, name)), ends, strict=True)
     for (name, _), channel in channels.items():
         parties[name].connect(channel)
     while ready:
-        link = ready.popleft() if isinstance(ready, deque) else ready.pop(delivery.randrange(len(ready)))
+        at = 0 if delivery is None else delivery.randrange(len(ready))
+        link = ready[at]
+        del ready[at]
         if not parties[link[0]].over and (frame := channels[link].poll(limit_bytes)) is not None:
             parties[link[0]].deliver(link[1], frame)
     for channel in channels.values():

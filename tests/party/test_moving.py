@@ -1,4 +1,4 @@
-"""States on the move: sealed for whom they are for, checked before they are put in place, refused if anything is wrong."""
+"""States on the move: sealed for whom they are for, checked before they are put in place, or refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_a_state_that_was_changed_on_its_way_ends_the_run(
         return send(channel, frame)
 
     monkeypatch.setattr(MemoryChannel, "send", changed)
-    with pytest.raises(CredentialError, match="is not what .* signed"):
+    with pytest.raises(CredentialError, match=r"is not what .* signed"):
         simulate_plan(base.agreement, DATA, seals=seals)
 
 

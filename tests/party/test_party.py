@@ -14,6 +14,7 @@ from cutlayer.observe.facts import Crossed, Fact, Progressed, Scored, Spent, Sto
 from cutlayer.observe.meter import Meter
 from cutlayer.party.loop import Loop
 from cutlayer.party.party import Party
+from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import make_loader
 from cutlayer.plan.limits import Limits
 from cutlayer.transport.memory import pair
@@ -138,7 +139,7 @@ def looped(base: Result, data: dict[str, TensorDataset], limits: Limits) -> tupl
         name: Party(
             base.agreement.plan,
             name,
-            parts=base.agreement.parts_of,
+            replicas=Replicas(base.agreement.plan, base.agreement.parts_of),
             secret=SECRETS[name],
             loader=make_loader(base.agreement, name, data.get(name), None, SECRETS[name]),
             observers=(meters[name],),
@@ -188,7 +189,7 @@ def test_a_party_that_is_left_alone_says_who_is_gone() -> None:
     party = Party(
         base.agreement.plan,
         "a",
-        parts=base.agreement.parts_of,
+        replicas=Replicas(base.agreement.plan, base.agreement.parts_of),
         secret=SECRETS["a"],
         loader=make_loader(base.agreement, "a", rows(10), None, SECRETS["a"]),
     )

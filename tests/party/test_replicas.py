@@ -26,7 +26,13 @@ def data() -> dict[str, TensorDataset]:
 def run(schedule: str, **terms: Any) -> Result:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(6, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 3)
+        nn.Linear(6, 40),
+        nn.BatchNorm1d(40),
+        nn.ReLU(),
+        nn.Linear(40, 40),
+        nn.BatchNorm1d(40),
+        nn.ReLU(),
+        nn.Linear(40, 3),
     )
     settings: dict[str, Any] = {"optimizer": "adam", "lr": 0.01, "batch_size": 4, "rounds": 3, "seed": 3}
     return simulate(model, cut="2", data=data(), schedule=schedule, **settings | terms)

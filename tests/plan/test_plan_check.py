@@ -26,7 +26,7 @@ def parties(**more: PartyTerms) -> dict[str, Any]:
     return {"parties": SOUND.parties | more}
 
 
-def named(name: str, **terms: str) -> dict[str, Any]:
+def named(name: str, **terms: Any) -> dict[str, Any]:
     return {"parties": SOUND.parties | {name: PartyTerms(role="client", **terms)}}
 
 
@@ -39,7 +39,7 @@ def optimizer(**options: Any) -> dict[str, Any]:
 
 
 FAULTY: dict[str, dict[str, Any]] = {
-    "format = 2: this cutlayer reads plans of format 1": {"format": 2},
+    "format = 3: this cutlayer reads plans of format 2": {"format": 3},
     "input.shape = [3, 0]: sizes of one row are at least 1 (without": {"input": InputTerms(shape=(3, 0))},
     "topology = 'vanila' is unknown: did you mean 'vanilla'?": {"topology": "vanila"},
     "topology = 'x' is unknown; known are u_shaped, vanilla": {"topology": "x"},
@@ -107,8 +107,9 @@ def test_all_faults_are_found_at_once() -> None:
 
 
 def test_no_topology_goes_with_a_schedule_that_is_not_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutlayer.plan.check.LEGAL", frozenset())
-    assert faults(SOUND) == ["the topology vanilla does not go with the schedule alternating"]
+    monkeypatch.setattr("cutlayer.plan.check.LEGAL", {"vanilla": frozenset({"relay", "parallel"})})
+    told = "the topology vanilla does not go with the schedule alternating; it goes with parallel, relay"
+    assert faults(SOUND) == [told]
 
 
 def test_heartbeats_come_four_times_in_the_silence_that_is_allowed() -> None:

@@ -66,7 +66,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "0ac8e32f8db9e062d6f09f6db7f021aa575d1dad7aef362a3d4325ceb7677114"
+GOLDEN = "3a1ef1170da5a87ecfe53325ab3fe3fbe31773cc0e8d32804beaae4d0a86d428"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

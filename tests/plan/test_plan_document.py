@@ -59,7 +59,7 @@ header_bytes = true
 """
 FAULTS = [
     "topolgy is no key of a plan: did you mean 'topology'?",
-    "wholly_unknown is no key of a plan; known are conductor, format, ",
+    "wholly_unknown is no key of a plan; known are aggregator_sees_wei",
     "schedule = 3: expected `str`, got `int`",
     "model.cut = 3: expected `array`, got `int`",
     "input.shape = [2, 'x']: expected `int`, got `str`",

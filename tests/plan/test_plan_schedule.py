@@ -1,6 +1,8 @@
 """Claims about alternating: whose turn it is, and that each row of each party is used once a round."""
 
 from collections import Counter
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -33,6 +35,7 @@ def said(course: Course) -> list[str]:
         if isinstance(work, Train)
         else f"evaluate {''.join(work.parties)}"
         for work in alternating(course)
+        if isinstance(work, Train | Evaluate)
     ]
 
 
@@ -97,5 +100,13 @@ def test_each_step_of_each_party_comes_once_a_round_in_order(
 
 
 def test_legal_pairs_name_topologies_and_schedules_that_there_are() -> None:
-    assert {topology for topology, _ in LEGAL} <= TOPOLOGIES.keys()
-    assert {schedule for _, schedule in LEGAL} <= SCHEDULES.keys()
+    assert LEGAL.keys() == TOPOLOGIES.keys()
+    assert all(schedules <= SCHEDULES.keys() for schedules in LEGAL.values())
+
+
+def test_the_table_of_legal_pairs_in_the_docs_is_the_one_that_is_checked() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "concepts.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| schedule |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in takewhile(bool, lines[start + 2 :])]
+    told = {row[0].strip("`"): {topology.strip(" `") for topology in row[-1].split(",")} for row in rows}
+    assert told == {name: {t for t, legal in LEGAL.items() if name in legal} for name in SCHEDULES}

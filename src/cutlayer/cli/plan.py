@@ -85,25 +85,25 @@ def movements(plan: "Plan") -> "Iterator[str]":
     terms, server, segments = plan.terms, plan.first["server"], ", ".join(plan.client_segments)
     if plan.schedule.hands_over:
         yield (
-            f"{segments}: handed on from client to client, weights and optimizer, sealed to the next one's key and signed; "
-            f"{server} forwards it unread. Each client sees the weights as the one before left them"
+            f"{segments}: handed on from client to client, weights and optimizer, sealed to the next one's key and "
+            f"signed; {server} forwards it unread. Each client sees the weights as the one before left them"
         )
     if needs_aggregator(terms):
         what = "gradients are summed" if plan.schedule.joined else "weights are averaged"
         if terms.aggregator_sees_weights:
             yield (
-                f"[red]{segments}: each client's {what} by {server}, which sees them next to that client's activations: "
-                f"who holds both can invert the activations into rows (aggregator_sees_weights = true)[/red]"
+                f"[red]{segments}: each client's {what} by {server}, which sees them next to that client's "
+                f"activations: who holds both can invert the activations into rows (aggregator_sees_weights = true)[/red]"
             )
         else:
             yield (
-                f"{segments}: each client's {what} by {plan.aggregator}, sealed to its key and signed; {server} forwards "
-                f"them unread, and {plan.aggregator} sees no activation"
+                f"{segments}: each client's {what} by {plan.aggregator}, sealed to its key and signed; {server} "
+                f"forwards them unread, and {plan.aggregator} sees no activation"
             )
     if plan.straddling:
         yield (
-            f"{', '.join(sorted(plan.straddling))}: at a client for some, at {server} for others, so {server} sends its "
-            f"copies to {plan.aggregator}, too"
+            f"{', '.join(sorted(plan.straddling))}: at a client for some, at {server} for others, so {server} sends "
+            f"its copies to {plan.aggregator}, too"
         )
     if plan.contents.personal:
         yield f"personal, never leaving their owner: {', '.join(plan.contents.personal)}"

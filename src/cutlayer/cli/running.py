@@ -87,7 +87,9 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
 
 def simulate(
     plan: PlanPath = Path("plan.toml"),
-    data: Annotated[list[str] | None, typer.Option(help="NAME=rows.csv, NAME=rows.npz or NAME=package.module:factory.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=rows.csv, NAME=rows.npz or NAME=package.module:factory.")
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="Use the parties' own secrets from this folder.")] = None,
     threads: Annotated[int, typer.Option(help="Threads for torch; 0 leaves its default.")] = 0,
     json_file: JsonFile = None,
@@ -151,7 +153,7 @@ def _with_flags(here: "PartyFile", flags: dict[str, Any]) -> "PartyFile":
 def _named(pairs: list[str]) -> dict[str, str]:
     named = dict(pair.partition("=")[::2] for pair in pairs)
     if wrong := [name for name, reference in named.items() if not name or not reference]:
-        raise PlanError(f"--data {wrong[0]!r}: write NAME=rows.csv, NAME=rows.npz or NAME=package.module:factory.)
+        raise PlanError(f"--data {wrong[0]!r}: write NAME=rows.csv, NAME=rows.npz or NAME=package.module:factory")
     return named
 
 
@@ -173,7 +175,8 @@ def _rows(here: "PartyFile", reference: str, plan: Path) -> "Dataset[Any] | None
 
 def _network(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool) -> "tuple[Network, bytes]":
     from cutlayer.keys.certificates import load_credentials, party_secret
-    from cutlayer.keys.sealing import PublicKeys, load_sealer
+    from cutlayer.keys.pairs import PublicKeys
+    from cutlayer.keys.sealing import load_sealer
     from cutlayer.party.run import Network, address_of
     from cutlayer.plan.check import sealing_parties
 

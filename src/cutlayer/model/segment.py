@@ -53,11 +53,8 @@ class ModelSegment:
         self._loss = loss
         self._labels_edge = labels_edge
         self._graphs: dict[Ticket, _Graph] = {}
-
-    @property
-    def busy(self) -> bool:
-        """Whether a ticket waits for its gradient, or for the step."""
-        return bool(self._graphs)
+        self.busy = False
+        """Whether a ticket waits for its gradient, or gradients wait for the step."""
 
     def forward(self, ticket: Ticket, inputs: Mapping[str, Tensors]) -> Outcome[Tensors]:
         """Outputs for inputs by edge name. When training, the graph is kept under the ticket."""
@@ -74,6 +71,7 @@ class ModelSegment:
             with torch.set_grad_enabled(training):
                 outcome, graph = self._outcome(inputs, training)
         if training:
+            self.busy = True
             self._graphs[ticket] = graph
         return outcome
 
@@ -94,6 +92,7 @@ class ModelSegment:
         """Step the replica's optimizer once, in round `number`; frees what no gradient came back for."""
         self.replica.step(normaliser, number, lr_scale=lr_scale)
         self._graphs.clear()
+        self.busy = False
 
     def _outcome(self, inputs: Mapping[str, Tensors], training: bool) -> tuple[Outcome[Tensors], _Graph]:
         leaves = {edge: self._leaves(edge, inputs[edge], training) for edge in inputs if edge != self._labels_edge}

@@ -119,7 +119,7 @@ def _joining_faults(
     if not SCHEDULES[terms.schedule].joined:
         return []
     faults = [
-        f"under {terms.schedule} batches are joined at the server, but {which} on {edge} has no batch dimension of its own"
+        f"under {terms.schedule} batches are joined at the server, but {which} on {edge} has no dimension for rows"
         for edge, specs in cutting.edges.items()
         for which in unjoinable(specs)
     ]

@@ -17,7 +17,8 @@ ACCEPTED = Path(".cutlayer") / "accepted.json"
 class PartyFile:
     """`party.toml`. Paths are relative to the file's own folder.
 
-    `data` and `held_out` name a CSV file, an array file (`.npz`) or `package.module:factory`; `features`, `label` and `classes` choose a
+    `data` and `held_out` name a CSV file, an array file (`.npz`) or
+    `package.module:factory`; `features`, `label` and `classes` choose a
     table's columns; `options` go to the factory.
     """
 

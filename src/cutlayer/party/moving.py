@@ -9,7 +9,16 @@ from torch import Tensor
 
 from cutlayer.model.average import WeightedSum
 from cutlayer.model.segment import ModelSegment
-from cutlayer.model.state import MODEL, ReplicaState, from_bytes, named, payload_bytes, share, to_bytes, without_personal
+from cutlayer.model.state import (
+    MODEL,
+    ReplicaState,
+    from_bytes,
+    named,
+    payload_bytes,
+    share,
+    to_bytes,
+    without_personal,
+)
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.sealed import Seals
 from cutlayer.plan.plan import Plan
@@ -42,7 +51,7 @@ class Mover:
         steps: Callable[[], int],
         seals: Seals | None,
     ) -> None:
-        """`segment`: a replica's segment, at work. `run`: the run's name. `steps`: the most that a replica can have taken.
+        """`segment`: a replica's segment, at work. `run`: the run's name. `steps`: the most a replica can have taken.
 
         Without `seals` nothing can be sealed.
         """
@@ -76,7 +85,8 @@ class Mover:
     def _give(self, give: Give) -> Parcel:
         if give.kind == "replica":
             state = _union(
-                without_personal(self._replicas.state(key), self._replicas.pattern(key).personal) for key in give.replicas
+                without_personal(self._replicas.state(key), self._replicas.pattern(key).personal)
+                for key in give.replicas
             )
         elif give.of == "gradients":
             state = _union(self._gradients(key) for key in give.replicas)
@@ -96,7 +106,6 @@ class Mover:
         return share(self._replicas.state(key), names, with_optimizer=self._with_optimizer)
 
     def _gradients(self, key: Key) -> ReplicaState:
-        self._replicas.pin(key, pinned=True)
         replica = self._segment(key).replica
         named_gradients = {
             MODEL + name: parameter.grad
@@ -140,7 +149,6 @@ class Mover:
         for name, parameter in parameters.items():
             given = state.tensors.get(MODEL + name)
             parameter.grad = None if given is None else given.to(parameter.device, copy=True)
-        self._replicas.pin(key, pinned=False)
 
     def _check_gradients(self, key: Key, state: ReplicaState) -> None:
         trained = set(self._replicas.averaged(key))
@@ -195,13 +203,13 @@ class Mover:
 
     def _spread(self, spread: Spread) -> list[Parcel]:
         results = self._results(gradients=spread.of == "gradients")
-        encoded: dict[tuple[str, ...], tuple[ReplicaState, bytes]] = {}
+        encoded: dict[tuple[tuple[str, ...], bool], tuple[ReplicaState, bytes]] = {}
         parcels = []
         for target in spread.targets:
-            cut = self._plan.terms.parties[target].cut
-            if (known := encoded.get((cut, target == self._plan.first["server"]))) is None:
+            alike = self._plan.terms.parties[target].cut, target == self._plan.first["server"]
+            if (known := encoded.get(alike)) is None:
                 state = ReplicaState(tensors=self._due_to(target, results, spread.of == "gradients"), counts={})
-                known = encoded[cut, target == self._plan.first["server"]] = state, to_bytes(state)
+                known = encoded[alike] = state, to_bytes(state)
             message = State(spread.number, "mean", self._name, target, (), spread.normaliser)
             parcels.append(self._parcel(message, *known))
         return parcels
@@ -225,7 +233,7 @@ class Mover:
             self._replicas.settle(segment, results)
 
     def _check_straddling(self, owner: str, segments: Sequence[str], state: ReplicaState) -> None:
-        """What the aggregator sends for layers that lie at a client under another cut, as far as this owner has them."""
+        """What the aggregator sends for layers that are a client's under another cut, as far as this owner has them."""
         for segment in segments:
             names = [name for name in self._replicas.averaged((segment, owner)) if name in self._elsewhere]
             mine = {name: tensor for name, tensor in state.tensors.items() if named(name) in names}

@@ -6,12 +6,10 @@ One thread owns all of it. Whoever drives a party, the loop over a network or th
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import torch
-from torch import nn
 
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
@@ -51,13 +49,21 @@ from cutlayer.protocol.session import Session
 from cutlayer.transport.channel import Channel
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What a session is told of its surroundings: the run's name, for its conductor; and what simulations share."""
+
+    run: str = ""
+    agendas: Agendas | None = None
+    ahead: int = 0
+
+
 class Party:
     """Party `name` in a run of `plan`.
 
-    `parts` gives an owner's segments as initial modules, by name; replicas are copies of them. `loader` has this party's
-    rows, if it brings any; `secret` is its own 32 bytes, the key of all its random streams. `seals` are for states that
-    another party forwards. The parties of one process may share `replicas` and `agendas`. After the run `error` is None
-    if it ended as planned.
+    `replicas` are its own, or those of all parties in this process. `loader` has its rows, if it brings any; `secret`
+    is its own 32 bytes, the key of all its random streams. `seals` are for states that another party forwards. After
+    the run `error` is None if it ended as planned.
     """
 
     def __init__(
@@ -65,27 +71,25 @@ class Party:
         plan: Plan,
         name: str,
         *,
-        parts: Callable[[str], Mapping[str, nn.Module]],
+        replicas: Replicas,
         secret: bytes,
         loader: Loader | None = None,
         observers: Sequence[Observer] = (),
-        device: str | torch.device = "cpu",
         seals: Seals | None = None,
-        replicas: Replicas | None = None,
-        agendas: Agendas | None = None,
-        run: str = "",
-        ahead: int = 0,
+        setting: Setting = Setting(),
     ) -> None:
         self.plan, self.name = plan, name
         rows = loader.rows if loader else Rows()
-        self.session = Session(plan, name, rows, run=run, agendas=agendas, ahead=ahead)
+        self.session = Session(
+            plan, name, rows, run=setting.run, agendas=setting.agendas, ahead=setting.ahead
+        )  # fmt: skip
         self.links: dict[str, Channel] = {}
-        self.replicas = replicas or Replicas(plan, parts, device=device)
+        self.replicas = replicas
         self.over = False
         self.error: CutlayerError | None = None
         self._observers = list(observers)
         self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
-        self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader, device=torch.device(device))
+        self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader)
         self._mover = Mover(
             plan,
             name,

@@ -1,16 +1,18 @@
-"""The replicas of a process: so many at work at a time, the others at rest, on disk if they have more than a few numbers.
+"""The replicas of a process: so many at work at a time, the others at rest, on disk if they are not small.
 
 A module with its optimizer is a *worker*: it serves one replica after another, whose states are loaded into it. So a
 server with a replica for each of a thousand clients needs memory for `limits.max_live` of them.
 """
 
 import copy
+import dataclasses
 import shutil
 import tempfile
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,7 +21,16 @@ from torch import Tensor, nn
 from cutlayer.model.rates import Rates
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
-from cutlayer.model.state import MODEL, OPTIMIZER, ReplicaState, averaged_names, from_bytes, named, payload_bytes, to_bytes
+from cutlayer.model.state import (
+    MODEL,
+    OPTIMIZER,
+    ReplicaState,
+    averaged_names,
+    from_bytes,
+    named,
+    payload_bytes,
+    to_bytes,
+)
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.events import Replica as Key
 
@@ -52,7 +63,10 @@ class Replicas:
         training = plan.terms.training
         self.known: dict[Key, None] = {}
         """Every replica that has been at work, or was given a state, in that order."""
-        self._plan, self._parts, self._device = plan, parts, torch.device(device)
+        self.device = torch.device(device)
+        self._plan, self._parts = plan, parts
+        self._averaging, self._local = training, dataclasses.replace(training, proximal=0.0)
+        """How averaged segments learn, and others: there is no round's beginning to pull those to."""
         self._max_live = plan.terms.limits.max_live
         self._keeps_optimizers = training.averaged_optimizer == "keep"
         self._averages_optimizers = training.averaged_optimizer == "average"
@@ -71,7 +85,6 @@ class Replicas:
         self._begun_with: dict[Variant, tuple[bytes, ReplicaState]] = {}
         self._idle: dict[Variant, list[Replica]] = {}
         self._live: OrderedDict[Key, ModelSegment] = OrderedDict()
-        self._pinned: set[Key] = set()
         self._resting: dict[Key, Rest] = {}
         self._unchanged: dict[Key, Rest] = {}
         """What those at work were loaded from, while they have not changed."""
@@ -100,10 +113,6 @@ class Replicas:
             self._unchanged[key] = rest
         segment = self._live[key] = wrap(key, replica)
         return segment
-
-    def pin(self, key: Key, *, pinned: bool) -> None:
-        """Keep a replica at work that has gradients which wait for others'."""
-        (self._pinned.add if pinned else self._pinned.discard)(key)
 
     def state(self, key: Key) -> ReplicaState:
         """The whole state of a replica, at work or at rest; not to be changed."""
@@ -158,8 +167,8 @@ class Replicas:
         """All replicas of a segment begin with a mean from now on, and keep what is their own."""
         for key in [key for key in self._live if key[0] == segment]:
             self.put_back(key)
-        for owner in ("", *self._plan.contents.cuttings):
-            key = (segment, owner or self._plan.first["client"])
+        for owner in self._alike:
+            key = (segment, owner)
             names = set(self.averaged(key))
             own = {name: tensor for name, tensor in mean.items() if named(name) in names}
             self._bases[self._variant(key)] = self._completed(key, own)
@@ -180,6 +189,11 @@ class Replicas:
 
     # ------------------------------------------------------------------ workers
 
+    @cached_property
+    def _alike(self) -> tuple[str, ...]:
+        """A client for each way in which the model is cut."""
+        return tuple({self._variant(("", owner)): owner for owner in self._plan.clients}.values())
+
     def _variant(self, key: Key) -> Variant:
         segment, owner = key
         return segment, self._plan.terms.parties[owner].cut if owner in self._plan.contents.cuttings else ()
@@ -187,8 +201,8 @@ class Replicas:
     def _made(self, key: Key) -> Replica:
         segment, owner = key
         return Replica(
-            copy.deepcopy(self._parts(owner)[segment]).to(self._device),
-            self._plan.terms.training,
+            copy.deepcopy(self._parts(owner)[segment]).to(self.device),
+            self._averaging if segment in self._plan.averaged_segments else self._local,
             rates=self._rates[segment],
             personal=self._personal,
             optimizer=self._methods[segment],
@@ -201,7 +215,7 @@ class Replicas:
         if idle:
             return idle.pop()
         alike = [other for other in self._live if self._variant(other) == variant]
-        free = (other for other in alike if other not in self._pinned and not self._live[other].busy)
+        free = (other for other in alike if not self._live[other].busy)
         if len(alike) >= self._max_live and (longest := next(free, None)) is not None:
             segment = self._live.pop(longest)
             if (rest := self._unchanged.pop(longest, None)) is not None:
@@ -233,7 +247,7 @@ class Replicas:
         return ReplicaState(tensors={**initial.tensors, **mean}, counts=initial.counts)
 
     def _own_part(self, key: Key, state: ReplicaState) -> ReplicaState:
-        """What an average leaves with the replica: personal values, counters, its place, its optimizer if it is kept."""
+        """What an average leaves with a replica: personal values, counters, its place, its optimizer if it is kept."""
         averaged, frozen = set(self.averaged(key)), self._frozen[self._variant(key)]
 
         def stays(name: str, tensor: Tensor) -> bool:

@@ -19,7 +19,8 @@ from cutlayer.observe.facts import Noticed, Observer
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.loop import Loop
-from cutlayer.party.party import Party
+from cutlayer.party.party import Party, Setting
+from cutlayer.party.replicas import Replicas
 from cutlayer.party.report import report
 from cutlayer.party.sealed import Seals
 from cutlayer.plan.check import sealing_parties
@@ -128,13 +129,12 @@ def run(
     member = Party(
         plan,
         party,
-        parts=agreement.parts_of,
+        replicas=Replicas(plan, agreement.parts_of, device=device),
         secret=secret,
         loader=loader,
         observers=(meter, *observers),
-        device=device,
         seals=network.seals,
-        run=token_hex(RUN_NAME_BYTES),
+        setting=Setting(run=token_hex(RUN_NAME_BYTES)),
     )
     loop, start = Loop(member), time.perf_counter()
     common: dict[str, Any] = {
@@ -164,8 +164,8 @@ def _check_seals(plan: Plan, party: str, network: Network) -> None:
     states = party in sealing_parties(plan.terms)
     if states and network.seals is None:
         raise PlanError(
-            f"under {plan.terms.schedule} states of {party} travel sealed: give {party} its keys (`cutlayer keys request "
-            f"{party}`) and pin everybody's in the plan (`cutlayer keys pin`)"
+            f"under {plan.terms.schedule} states of {party} travel sealed: give {party} its keys (`cutlayer keys "
+            f"request {party}`) and pin everybody's in the plan (`cutlayer keys pin`)"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a party computes: rows loaded, segments run forward and back, optimizers stepped, for one owner or joined ones."""
+"""What a party computes: rows loaded, segments run forward and back, optimizers stepped."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,8 +43,9 @@ Value = Undecoded | Tensors
 class Workbench:
     """A party's rows and segments, at the session's orders."""
 
-    def __init__(self, plan: Plan, replicas: Replicas, *, secret: bytes, loader: Loader | None, device: torch.device):
-        self._plan, self._replicas, self._secret, self._loader, self._device = plan, replicas, secret, loader, device
+    def __init__(self, plan: Plan, replicas: Replicas, *, secret: bytes, loader: Loader | None) -> None:
+        self._plan, self._replicas, self._secret, self._loader = plan, replicas, secret, loader
+        self._device = replicas.device
         self._loss = Loss(plan.terms.training.loss)
         self._cut_average = plan.terms.training.cut_average
         self._source_kind = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
@@ -122,8 +123,13 @@ class Workbench:
     def _sums(self, output: Tensor, labels: Tensor, rows: Sequence[int]) -> Iterator[Mapping[str, float]]:
         """What the loss of joined batches adds up to for each owner."""
         whole = sum(rows)
-        parts = (tensor.detach().split([len(tensor) // whole * count for count in rows]) for tensor in (output, labels))
-        for own_output, own_labels in zip(*parts, strict=True):
+        start = 0
+        for count in rows:
+            own_output, own_labels = (
+                tensor.detach()[len(tensor) // whole * start :][: len(tensor) // whole * count]
+                for tensor in (output, labels)
+            )
+            start += count
             loss = self._loss.total(own_output, own_labels).item()
             yield {"loss": loss, "normaliser": self._loss.normaliser(own_labels)}
 

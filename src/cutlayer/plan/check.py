@@ -144,7 +144,7 @@ def _schedule_terms(terms: Terms) -> Iterator[str]:
             yield f"parties.{name}: cut and lr_scale are said of clients"
     if schedule.joined and training.cut_average and training.client_segments == "equal":
         yield (
-            'training.cut_average: clients whose segments are equal by summed gradients need their own gradients; '
+            "training.cut_average: clients whose segments are equal by summed gradients need their own gradients; "
             'say client_segments = "own"'
         )
 
@@ -205,7 +205,7 @@ def _aggregator(terms: Terms, schedule: Schedule) -> Iterator[str]:
     if len(own) > 1:
         yield f'{len(own)} parties have role = "aggregator"; one sums for all'
     if own and terms.aggregator_sees_weights:
-        yield f"aggregator_sees_weights = true is for plans without an aggregator, but {own[0]} is one: leave out either"
+        yield f"aggregator_sees_weights = true is for plans without an aggregator, but {own[0]} is one: leave one out"
     if needs_aggregator(terms) and not terms.aggregator:
         yield (
             f'under {terms.schedule} what clients send is summed: add a party with role = "aggregator", or say '

@@ -1,5 +1,6 @@
 """What a schedule needs to know: clients, rows, and the terms that shape turns. Pure functions of plan and members."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -83,6 +84,13 @@ class Course:
         count = choice if isinstance(choice, int) else round(choice * there)
         return min(max(count, 1), there)
 
+    @cached_property
+    def _rounds_of(self) -> Counter[str]:
+        """In how many rounds each client takes part."""
+        if self._clients_per_round == len(self.clients):
+            return Counter(dict.fromkeys(self.clients, self.rounds))
+        return Counter(party for number in range(self.rounds) for party in self.chosen(number))
+
     # ------------------------------------------------------------------ which rows
 
     def epoch_steps(self, party: str) -> int:
@@ -96,9 +104,7 @@ class Course:
 
     def total_steps(self, party: str) -> int:
         """Steps that this party takes in the whole run."""
-        if self._clients_per_round == len(self.clients):
-            return self.rounds * self.steps(party)
-        return sum(self.steps(party) for number in range(self.rounds) if party in self.chosen(number))
+        return self._rounds_of[party] * self.steps(party)
 
     def place(self, party: str, number: int, step: int) -> tuple[int, int]:
         """The epoch, and the mini-batch in it, that is the party's step `step` of round `number`.
@@ -109,14 +115,14 @@ class Course:
         epochs, index = divmod(step + number * self.local_steps, per_epoch)
         return epochs + (0 if self.local_steps else number * self.local_epochs), index
 
-    def batches(self, parties: tuple[str, ...], party: str, number: int, step: int) -> list[Batch]:
-        """The rows of each ticket of a training step of `party`, in which `parties` take part together.
+    def parts(self, parties: tuple[str, ...], number: int, step: int) -> int:
+        """How many tickets a step has in which `parties` take part together: as many as the smallest batch allows."""
+        if self.micro_batches == 1:
+            return 1
+        return min(self.micro_batches, *(self._batch_rows(party, number, step) for party in parties))
 
-        Batches that are joined have as many parts as the smallest of them allows.
-        """
-        parts = self.micro_batches
-        if len(parties) > 1 and parts > 1:
-            parts = min(parts, *(self._batch_rows(each, number, step) for each in parties))
+    def batches(self, party: str, number: int, step: int, parts: int) -> list[Batch]:
+        """The rows of each ticket of a training step of `party`, in `parts` parts or as many as it has rows."""
         epoch, index = self.place(party, number, step)
         spans = micro_batches(self.train_rows[party], self.batch_size, index, micros=parts)
         return [Batch(epoch, *span) for span in spans]

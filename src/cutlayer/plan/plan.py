@@ -88,7 +88,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartyTerms:
-    """One participant: its role, the address that others dial (servers only), and its public keys if the plan pins them.
+    """One participant: its role, the address that others dial (servers only), and its public keys if they are pinned.
 
     `key` is the SHA-256 of the key in its certificate, in hex: then not even the authority can stand in for it.
     `signing_key` (Ed25519) and `sealing_key` (X25519), in hex, are for state that a third party forwards.
@@ -109,7 +109,7 @@ class PartyTerms:
 class Terms:
     """What a person writes. `conductor` is the party that hands out turns; by default the (first) server.
 
-    `aggregator_sees_weights`: no party of its own averages; the server's does, and sees what it should not put together.
+    `aggregator_sees_weights`: no party of its own averages; the server's does, and sees what should stay apart.
     """
 
     topology: str
@@ -174,6 +174,11 @@ class Contents:
     cuttings: dict[str, Cutting] = field(default_factory=dict)
     """For clients whose model is cut elsewhere."""
 
+    @property
+    def everywhere(self) -> "tuple[Cutting | Contents, ...]":
+        """The plan's own way of cutting the model, and those of clients whose model is cut elsewhere."""
+        return (self, *self.cuttings.values())
+
     def of(self, owner: str) -> "Cutting | Contents":
         """The segments and edges that `owner`'s rows meet."""
         return self.cuttings.get(owner, self)
@@ -200,6 +205,16 @@ class Plan:
         return {party.role: name for name, party in reversed(self.terms.parties.items())}
 
     @cached_property
+    def aggregator(self) -> str:
+        """The party that sums and averages what clients send; empty if there is none."""
+        return self.terms.aggregator
+
+    @cached_property
+    def clients(self) -> tuple[str, ...]:
+        """The parties that bring rows, in party order."""
+        return self.terms.filling("client")
+
+    @cached_property
     def conductor(self) -> str:
         return self.terms.conductor or self.first["server"]
 
@@ -218,9 +233,8 @@ class Plan:
     @cached_property
     def straddling(self) -> frozenset[str]:
         """Names of state that lies at a client under one cut and at the server under another."""
-        cuttings = (self.contents, *self.contents.cuttings.values())
         held: dict[bool, set[str]] = {True: set(), False: set()}
-        for cutting in cuttings if self.contents.cuttings else ():
+        for cutting in self.contents.everywhere if self.contents.cuttings else ():
             for segment, contents in cutting.segments.items():
                 held[segment in self.client_segments].update(contents.state)
         return frozenset(held[True] & held[False])

@@ -21,7 +21,8 @@ Kind = Literal["weights", "gradients"]
 class Train:
     """The parties train on their own rows: `steps` steps of their round `round`, from step `first` of the round on.
 
-    With `joined`, one step is made of all parties' batches together: one loss, summed over all their rows.
+    With `joined`, one step is made of all parties' batches together: one loss, summed over all their rows. Each of the
+    batches has `parts` parts then, since a part of one meets the same part of all others.
     """
 
     parties: tuple[str, ...]
@@ -29,6 +30,7 @@ class Train:
     first: int
     steps: int
     joined: bool = False
+    parts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +125,8 @@ def parallel(course: "Course") -> Iterator[Work]:
         chosen = course.chosen(number)
         for step in range(max(map(course.steps, chosen), default=0)):
             present = tuple(party for party in chosen if step < course.steps(party))
-            yield Train(parties=present, round=number, first=step, steps=1, joined=True)
+            parts = course.parts(present, number, step)
+            yield Train(parties=present, round=number, first=step, steps=1, joined=True, parts=parts)
             if course.equal_clients:
                 segments = course.client_segments
                 yield Share(
@@ -183,13 +186,18 @@ def _local_training(course: "Course", number: int, order: tuple[str, ...]) -> It
         yield Train(parties=(party,), round=number, first=0, steps=course.steps(party))
         weight = float(course.train_rows[party])
         yield Share(holders={party: weight}, segments=segments, kind="weights", round=number)
-    if number == course.rounds - 1:
-        takers = course.clients
-    else:
-        needed = {*course.evaluated(number), *course.chosen(number + 1)}
-        takers = tuple(party for party in course.clients if party in needed)
     if trained:
-        yield Average(takers=takers, segments=segments, kind="weights", round=number)
+        yield Average(takers=_takers(course, number), segments=segments, kind="weights", round=number)
+
+
+def _takers(course: "Course", number: int) -> tuple[str, ...]:
+    """Who needs a round's mean: all that evaluate or train before there is another one, and in the end everybody."""
+    needed = set(course.evaluated(number))
+    for following in range(number + 1, course.rounds):
+        needed.update(course.chosen(following))
+        if any(map(course.steps, course.chosen(following))):
+            return tuple(party for party in course.clients if party in needed)
+    return course.clients
 
 
 def _evaluation(course: "Course", number: int, *, together: bool = True) -> Iterator[Evaluate]:

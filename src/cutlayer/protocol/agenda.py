@@ -19,7 +19,7 @@ class Agenda:
     """
 
     def __init__(self, plan: Plan, members: Mapping[str, Rows], readers: Iterable[str]) -> None:
-        clients = plan.terms.filling("client")
+        clients = plan.clients
         self.members = members
         self.course = Course.of(
             plan,
@@ -69,13 +69,13 @@ def participants(plan: Plan, work: Work) -> set[str]:
     """The parties that a work needs: those its rows or states meet, and the conductor."""
     match work:
         case Train() | Evaluate():
-            return {plan.conductor}.union(*(parties_on_the_way(plan, owner) for owner in work.parties))
+            return {plan.conductor, *parties_on_the_way(plan, work.parties)}
         case HandOver():
             return {plan.conductor, work.source, work.target}
         case Share():
-            return {plan.conductor, plan.terms.aggregator, *_holding(plan, work.segments, work.holders)}
+            return {plan.conductor, plan.aggregator, *_holding(plan, work.segments, work.holders)}
         case Average():
-            return {plan.conductor, plan.terms.aggregator, *_holding(plan, work.segments, work.takers)}
+            return {plan.conductor, plan.aggregator, *_holding(plan, work.segments, work.takers)}
 
 
 def _holding(plan: Plan, segments: tuple[str, ...], clients: Iterable[str]) -> Iterable[str]:

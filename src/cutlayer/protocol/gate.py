@@ -18,7 +18,7 @@ class Slot:
     """A turn's place in a replica's queue.
 
     For training, `step` is the one whose tickets may run, and `drained` counts those of its tickets that are through.
-    For evaluation the whole turn is one step. A movement has no tickets: while its slot is in front, the state may move.
+    For evaluation the whole turn is one step. A movement has no tickets: while its slot is in front, state may move.
     """
 
     turn: int

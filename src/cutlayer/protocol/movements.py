@@ -6,14 +6,13 @@ the order of arrival. All states go by the conductor, which forwards what is not
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Average, HandOver, Kind, Movement, Share
 from cutlayer.protocol.events import Action, Add, Give, Replica, Send, Settle, Spread, Step, Take, Value
-from cutlayer.protocol.gate import Gate
 from cutlayer.protocol.messages import State, StateKind
 from cutlayer.protocol.route import state_limit_bytes
 from cutlayer.protocol.traffic import Traffic
@@ -29,6 +28,8 @@ class Moving:
     """Mine, that it needs."""
     awaited: dict[str, tuple[State, Value] | None] = field(default_factory=dict)
     """By source: the states that are due to me, once they have arrived."""
+    missing: int = 0
+    """How many of them have not."""
     sums: bool = False
     """It adds to a sum of mine, or ends it."""
 
@@ -39,7 +40,7 @@ class Movements:
     def __init__(self, plan: Plan, me: str, traffic: Traffic) -> None:
         self._plan, self._me, self._traffic = plan, me, traffic
         self._conducts = plan.conductor == me
-        self._aggregator = plan.terms.aggregator
+        self._aggregator = plan.aggregator
         self._averages = me == plan.first["server"] and not plan.schedule.server_shared
         """Whether replicas of my own are averaged."""
         self._client_segments = frozenset(plan.client_segments)
@@ -47,6 +48,9 @@ class Movements:
         self._open: dict[int, Moving] = {}
         self._passing: dict[int, dict[tuple[str, str], StateKind]] = {}
         """Conductor: the states that are still to be forwarded."""
+        self._ends = 0
+        """Open movements that end a sum of mine."""
+        self._stirred = False
         self._normaliser = 0.0
         """Of the sum of gradients that is under way, as far as I know it."""
 
@@ -58,19 +62,28 @@ class Movements:
     @property
     def blocked(self) -> bool:
         """Whether a sum of mine must be complete before anything after it may begin."""
-        return any(moving.sums and isinstance(moving.work, Average) for moving in self._open.values())
+        return self._ends > 0
+
+    @property
+    def stirred(self) -> bool:
+        """Whether something has happened that a movement may have waited for."""
+        return self._stirred or self._traffic.left
 
     def waiting_for(self) -> str:
-        """Whose states are due, for a person."""
-        passing = {source for states in self._passing.values() for source, _ in states}
-        due = {source for moving in self._open.values() for source, came in moving.awaited.items() if came is None}
-        return ", ".join(sorted(passing | due)) or "nobody"
+        """Whose states are due first, for a person."""
+        for number in sorted({*self._passing, *self._open}):
+            due = {source for source, _ in self._passing.get(number, ())}
+            if (moving := self._open.get(number)) is not None:
+                due.update(source for source, came in moving.awaited.items() if came is None)
+            if due:
+                return ", ".join(sorted(due))
+        return "nobody"
 
     # ------------------------------------------------------------------ opening
 
     def open(self, number: int, work: Movement) -> None:
         """The schedule has come to a movement in which I take part."""
-        states = list(self._states(work))
+        states = list(self._states(work, "" if self._conducts or self._me == self._aggregator else self._me))
         moving = Moving(
             number=number,
             work=work,
@@ -78,8 +91,11 @@ class Movements:
             awaited={source: None for source, target, _ in states if target == self._me},
             sums=not isinstance(work, HandOver) and self._sums(work),
         )
+        moving.missing = len(moving.awaited)
+        self._stirred = True
         if moving.replicas or moving.awaited or moving.sums:
             self._open[number] = moving
+            self._ends += moving.sums and isinstance(work, Average)
             for replica in moving.replicas:
                 self._traffic.gates[replica].append(number, None, 0)
         if self._conducts and (
@@ -87,18 +103,18 @@ class Movements:
         ):
             self._passing[number] = passing
 
-    def _states(self, work: Movement) -> Iterator[tuple[str, str, StateKind]]:
-        """Source, target and kind of every state that the movement sends from one party to another."""
+    def _states(self, work: Movement, client: str = "") -> Iterator[tuple[str, str, StateKind]]:
+        """Source, target and kind of every state that the movement sends between parties, or to or from a client."""
         server, aggregator = self._plan.first["server"], self._aggregator
         if isinstance(work, HandOver):
             yield work.source, work.target, "replica"
             return
         if not self._client_segments.intersection(work.segments):
             return
-        clients = work.holders if isinstance(work, Share) else work.takers
-        for party in clients:
+        clients: Iterable[str] = work.holders if isinstance(work, Share) else work.takers
+        for party in (client,) if client else clients:
             yield (party, aggregator, "share") if isinstance(work, Share) else (aggregator, party, "mean")
-        if self._plan.straddling and aggregator != server:
+        if self._plan.straddling and aggregator != server and not client:
             yield (server, aggregator, "share") if isinstance(work, Share) else (aggregator, server, "mean")
 
     def _sums(self, work: Share | Average) -> bool:
@@ -109,10 +125,11 @@ class Movements:
         """My replicas that must have come to the movement."""
         if isinstance(work, HandOver):
             return self._held(self._me, work.segments) if self._me in (work.source, work.target) else ()
+        if not self._averages:
+            return self._held(self._me, work.segments)
         if isinstance(work, Share):
-            owners: Iterable[str] = work.holders if self._averages else {self._me} & work.holders.keys()
-            return [replica for owner in owners for replica in self._held(owner, work.segments)]
-        return self._held(self._me, work.segments) if self._me in work.takers else ()
+            return [replica for owner in work.holders for replica in self._held(owner, work.segments)]
+        return self._traffic.at_work(work.segments)
 
     def _held(self, owner: str, segments: Sequence[str]) -> list[Replica]:
         replicas = self._traffic.route(owner).replicas
@@ -133,7 +150,15 @@ class Movements:
         if moving is None or moving.awaited.get(message.source, message) is not None:
             raise RemoteProtocolError("wrong-state", peer, f"none is due from {message.source} at {message.number}")
         self._check(peer, message, moving.work)
+        if message.kind == "mean" and self._owes_before(message.number):
+            raise RemoteProtocolError("wrong-state", peer, "the mean came before my share, of which it is the mean")
         moving.awaited[message.source] = message, payload
+        moving.missing -= 1
+        self._stirred = True
+
+    def _owes_before(self, number: int) -> bool:
+        """Whether a share of mine before this movement has not gone yet."""
+        return any(isinstance(each.work, Share) and each.number < number for each in self._open.values())
 
     def _forward(self, peer: str, message: State, payload: Value) -> None:
         passing = self._passing.get(message.number, {})
@@ -143,12 +168,15 @@ class Movements:
         del passing[message.source, message.target]
         if not passing:
             del self._passing[message.number]
+            self._stirred = True
         self._traffic.out.append(Send(message.target, message, payload))
 
     def _check(self, peer: str, message: State, work: Movement) -> None:
         due: StateKind = "replica" if isinstance(work, HandOver) else "share" if isinstance(work, Share) else "mean"
         if message.kind != due:
-            raise RemoteProtocolError("wrong-state", peer, f"a {message.kind} at {message.number}, where a {due} is due")
+            raise RemoteProtocolError(
+                "wrong-state", peer, f"a {message.kind} at {message.number}, where a {due} is due"
+            )
         right = message.normaliser == 0
         if not isinstance(work, HandOver) and work.kind == "gradients":
             known = self._normaliser
@@ -162,24 +190,19 @@ class Movements:
     # ------------------------------------------------------------------ acting
 
     def proceed(self) -> None:
-        """Let every movement act whose time has come, in the schedule's order."""
-        acted = True
-        while acted:
-            acted, summing = False, False
-            for moving in list(self._open.values()):
-                if not (moving.sums and summing) and self._is_due(moving):
-                    del self._open[moving.number]
-                    self._act(moving)
-                    acted = True
-                summing |= moving.sums and moving.number in self._open
+        """Let every movement act whose time has come, in the schedule's order; sums wait for those before them."""
+        for moving in list(self._open.values()):
+            if self._is_due(moving):
+                del self._open[moving.number]
+                self._ends -= moving.sums and isinstance(moving.work, Average)
+                self._act(moving)
+            elif moving.sums:
+                break
+        self._stirred = self._traffic.left = False
 
     def _is_due(self, moving: Moving) -> bool:
         gates = self._traffic.gates
-        if not all(gates[replica].has_come_to(moving.number) for replica in moving.replicas):
-            return False
-        work = moving.work
-        giving = isinstance(work, HandOver) and work.source == self._me
-        return giving or None not in moving.awaited.values()
+        return not moving.missing and all(gates[replica].has_come_to(moving.number) for replica in moving.replicas)
 
     def _act(self, moving: Moving) -> None:
         match moving.work:
@@ -200,7 +223,8 @@ class Movements:
     def _share(self, moving: Moving, work: Share) -> None:
         """Mine go to the aggregator; what is summed here is added, owner by owner in the schedule's order."""
         server = self._plan.first["server"]
-        for owner, weight in work.holders.items():
+        holders: Mapping[str, float] = work.holders if moving.sums else {self._me: work.holders[self._me]}
+        for owner, weight in holders.items():
             mine = tuple(replica for replica in moving.replicas if replica[1] == owner)
             straddles = self._me == server and bool(self._plan.straddling)
             if mine and self._aggregator != self._me and (owner == self._me or straddles):
@@ -235,7 +259,13 @@ class Movements:
         return (came for came in moving.awaited.values() if came is not None)
 
     def _give(
-        self, moving: Moving, kind: StateKind, of: Kind, target: str, replicas: tuple[Replica, ...], normaliser: float = 0.0
+        self,
+        moving: Moving,
+        kind: StateKind,
+        of: Kind,
+        target: str,
+        replicas: tuple[Replica, ...],
+        normaliser: float = 0.0,
     ) -> None:
         self._out(Give(moving.number, kind, of, target, replicas, normaliser))
 

@@ -1,9 +1,10 @@
 """The topology as one party sees it when the rows of one owner travel through it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cutlayer.plan.check import moves_state
-from cutlayer.plan.plan import Cutting, Contents, Plan
+from cutlayer.plan.plan import Contents, Cutting, Plan
 from cutlayer.plan.tensors import TensorShape, TensorSpec
 from cutlayer.protocol.events import Replica
 from cutlayer.protocol.messages import Purpose
@@ -89,9 +90,11 @@ def _gives_gradient(plan: Plan, cutting: Contents | Cutting, edge: str) -> bool:
     return not onward or any(_gives_gradient(plan, cutting, each.name) for each in onward)
 
 
-def parties_on_the_way(plan: Plan, owner: str) -> frozenset[str]:
-    """The parties that a mini-batch of `owner`'s rows meets."""
-    return frozenset(_holder(plan, role, owner) for role in plan.topology.roles)
+def parties_on_the_way(plan: Plan, owners: Iterable[str]) -> set[str]:
+    """The parties that mini-batches of the owners' rows meet: themselves, and who fills the other roles."""
+    owners, parties = set(owners), plan.terms.parties
+    own_roles = {parties[owner].role for owner in owners}
+    return owners.union(plan.first[role] for own in own_roles for role in plan.topology.roles if role != own)
 
 
 def _holder(plan: Plan, role: str, owner: str) -> str:
@@ -101,8 +104,7 @@ def _holder(plan: Plan, role: str, owner: str) -> str:
 def largest_body_bytes(plan: Plan) -> int:
     """The largest body that any message of this plan may carry; a channel refuses more from the prelude alone."""
     rows = plan.terms.training.batch_size
-    cuttings = (plan.contents, *plan.contents.cuttings.values())
-    edges = [specs for cutting in cuttings for specs in cutting.edges.values()]
+    edges = [specs for cutting in plan.contents.everywhere for specs in cutting.edges.values()]
     return max(state_limit_bytes(plan), *(body_bytes([spec.for_rows(rows) for spec in specs]) for specs in edges))
 
 
@@ -116,9 +118,9 @@ def state_limit_bytes(plan: Plan) -> int:
     """The largest state that a party may send; 0 where none moves."""
     if not moves_state(plan.terms):
         return 0
-    cuttings = (plan.contents, *plan.contents.cuttings.values())
     states = [
-        [shape for segment in cutting.segments.values() for shape in segment.state.values()] for cutting in cuttings
+        [shape for segment in cutting.segments.values() for shape in segment.state.values()]
+        for cutting in plan.contents.everywhere
     ]
     largest = max(sum(max(shape.nbytes, 8) for shape in state) for state in states)
     return body_bytes_of((1 + STATE_COPIES) * 2 * largest + (1 + max(map(len, states))) * STATE_NOTES_BYTES)

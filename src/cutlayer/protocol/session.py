@@ -6,13 +6,7 @@ ticket to `traffic`. Whatever a peer sends is refused, by the name of a rule, be
 
 from collections.abc import Mapping
 
-from cutlayer.errors import (
-    ChannelClosed,
-    ChannelTimeout,
-    CutlayerError,
-    PeerStopped,
-    RemoteProtocolError,
-)
+from cutlayer.errors import ChannelClosed, ChannelTimeout, CutlayerError, PeerStopped, RemoteProtocolError
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Evaluate, Train
 from cutlayer.protocol.agenda import Agenda, Agendas, Numbered
@@ -45,9 +39,9 @@ from cutlayer.protocol.messages import (
     State,
     Turn,
     Welcome,
-    is_sound,
 )
 from cutlayer.protocol.movements import Movements
+from cutlayer.protocol.reports import Reports
 from cutlayer.protocol.rules import MOVES
 from cutlayer.protocol.traffic import Traffic
 from cutlayer.protocol.turns import OpenTurn
@@ -74,12 +68,16 @@ class Session:
         self.limits = plan.terms.limits
         self.conducts = plan.conductor == me
         self.peers = tuple(name for name in plan.terms.parties if name != me) if self.conducts else (plan.conductor,)
+        self._place = {peer: place for place, peer in enumerate(self.peers)}
         self.joinable = set(self.peers)
         """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
         self.members: Mapping[str, Rows] = {}
         self._joined: dict[str, Rows] = {}
         """Conductor: the rows of those who have joined."""
         self.states: dict[str, str] = {}
+        self._staying = set(self.peers)
+        """Who has not gone."""
+        self._closing = False
         self.over = False
         self._traffic = Traffic(plan, me)
         self._movements = Movements(plan, me, self._traffic)
@@ -87,8 +85,7 @@ class Session:
         self._agenda: Agenda | None = None
         """Once the run has begun."""
         self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
-        self._unreported: dict[int, OpenTurn] = {}
-        """Turns with reports still due: to the conductor from all who take part, to a member its own rows' losses."""
+        self._reports = Reports(plan, me, self._traffic)
 
     @property
     def begun(self) -> bool:
@@ -99,10 +96,9 @@ class Session:
         """What to do about an event. Never raises for what a peer did: that becomes `Send(Refuse)` and `Fail`."""
         if self.over:
             return []
-        moving = not self._movements.idle
         try:
             self._handle(event)
-            if moving or not self._movements.idle:
+            while self._movements.stirred:
                 self._proceed()
         except RemoteProtocolError as error:
             self._refuse(error)
@@ -146,11 +142,8 @@ class Session:
         state = self.states.get(peer)
         if state is None or isinstance(message, Ping):
             return  # what a peer said before it was sent away is moot
-        if isinstance(message, Refuse):
-            self._stopped(peer, f"{peer} refused a message of ours by the rule {message.rule!r}: {message.detail}")
-            return
-        if isinstance(message, Bye) and message.reason:
-            self._stopped(peer, f"{peer} ended the run: {message.reason}")
+        if isinstance(message, Refuse) or (isinstance(message, Bye) and message.reason):
+            self._stopped(peer, message)
             return
         kinship = "conductor" if peer == self.plan.conductor else "member"
         following = MOVES.get((kinship, state, type(message)))
@@ -166,7 +159,7 @@ class Session:
                 self._movements.arrived(peer, message, event.payload)
             case Hello() | Welcome() | Turn() | Report() | Bye():
                 self._governed(peer, message)
-                self.states[peer] = following
+                self._note(peer, following)
                 self._progress()
 
     def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Bye) -> None:
@@ -208,23 +201,13 @@ class Session:
         self._traffic.begin()
 
     def _report(self, peer: str, report: Report) -> None:
-        turn = self._unreported.get(report.turn)
-        if turn is None or peer not in turn.unreported:
-            raise RemoteProtocolError("wrong-report", peer, f"turn {report.turn} was reported, or is not open")
-        if report.sums.keys() != turn.unreported[peer]:
-            raise RemoteProtocolError(
-                "wrong-report", peer, f"turn {turn.number}: others' losses, or not all of its own"
-            )
-        if not all(map(is_sound, report.sums.values())):
-            raise RemoteProtocolError("wrong-report", peer, f"turn {turn.number}: no loss has such sums")
-        del turn.unreported[peer]
+        turn = self._reports.received(peer, report)
         if report.sums:
             self._tell(turn, report.sums)
-        self._close_reported()
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
-            if self._traffic.turns or self._unreported or not self._movements.idle or self._next() is not None:
+            if self._traffic.turns or self._reports.due or not self._movements.idle or self._next() is not None:
                 raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
             self._send(peer, Bye())
 
@@ -244,43 +227,42 @@ class Session:
 
     def _open_movements(self) -> None:
         """What moves is granted by nobody: it is open as soon as the schedule has come to it."""
-        while (following := self._next()) is not None and not isinstance(following[1], Train | Evaluate):
-            assert self._agenda is not None
-            self._movements.open(*self._agenda.pop(self.me))
+        while (following := self._next()) is not None:
+            number, work = following
+            if isinstance(work, Train | Evaluate):
+                return
+            self._pop()
+            self._movements.open(number, work)
 
     def _open_next(self) -> OpenTurn | None:
         """Go on in the schedule to the next turn in which I take part: its tickets may come now."""
         following = self._next()
-        if self._agenda is None or following is None or not isinstance(following[1], Train | Evaluate):
+        if self._agenda is None or following is None:
             return None
-        self._agenda.pop(self.me)
         number, work = following
-        return self._open(OpenTurn(number, work, self._agenda.course), self._traffic.takes_part(work))
+        if not isinstance(work, Train | Evaluate):
+            return None
+        self._pop()
+        turn = OpenTurn(number, work, self._agenda.course)
+        self._traffic.open(turn)
+        self._reports.expect(turn)
+        return turn
+
+    def _pop(self) -> None:
+        assert self._agenda is not None
+        self._agenda.pop(self.me)
 
     def _proceed(self) -> None:
         """Let what moves go on, and what waited for it."""
         self._movements.proceed()
+        self._open_movements()
         self._settle()
-        if self.begun:
-            self._open_movements()
-            if self.conducts:
-                self._grant()
-
-    def _open(self, turn: OpenTurn, takes_part: bool) -> OpenTurn:
-        if takes_part:
-            self._traffic.open(turn)
-        turn.unreported = self._reports(turn.work)
-        if turn.unreported:
-            self._unreported[turn.number] = turn
-        return turn
-
-    def _close_reported(self) -> None:
-        for number in [number for number, turn in self._unreported.items() if not turn.unreported]:
-            del self._unreported[number]
+        if self.conducts:
+            self._grant()
 
     def _progress(self) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
-        if self.conducts and not self.begun and self._all_are("joined"):
+        if self.conducts and not self.begun and len(self._joined) == len(self.peers):
             members = {name: self._joined.get(name, self.rows) for name in self.plan.terms.parties}
             for peer in self.peers:
                 self._send(peer, Welcome(self.run, members))
@@ -288,25 +270,21 @@ class Session:
             self._begin_schedule(members)
         if self.conducts and self.begun:
             self._grant()
-        if self.states and self._all_are("gone"):
+        if not self._staying:
             self.over = True
             self._traffic.out.append(Done())
 
-    def _all_are(self, state: str) -> bool:
-        return all(self.states.get(peer) == state for peer in self.peers)
-
     def _grant(self) -> None:
-        """Conductor: close the turns that all have reported, grant the next ones, say goodbye after the last."""
-        self._close_reported()
-        while len(self._unreported) < self._ahead and (turn := self._open_next()) is not None:
+        """Conductor: grant the next turns, say goodbye after the last."""
+        while len(self._reports.due) < self._ahead and (turn := self._open_next()) is not None:
             turn.granted = True
             self._open_movements()
             message = turn.message()
-            for peer in self.peers:
-                if peer in turn.unreported:
-                    self._send(peer, message)
+            for peer in sorted(turn.unreported.keys() - {self.me}, key=self._place.__getitem__):
+                self._send(peer, message)
             self._traffic.begin()
-        if not self._unreported and self._movements.idle and self._all_are("running"):
+        if not self._reports.due and self._movements.idle and not self._closing:
+            self._closing = True
             for peer in self.peers:
                 self._send(peer, Bye())
                 self.states[peer] = "closing"
@@ -318,29 +296,18 @@ class Session:
             if turn.sums:
                 self._tell(turn, turn.sums)
             if self.conducts:
-                del turn.unreported[self.me]
-                for peer in self.peers:
-                    if peer in turn.sums:
-                        self._send(peer, Report(turn.number, {peer: turn.sums[peer]}))
+                self._reports.close(turn, self.me)
+                for owner in sorted(turn.sums.keys() - {self.me}, key=self._place.__getitem__):
+                    self._send(owner, Report(turn.number, {owner: turn.sums[owner]}))
                 self._grant()
             else:
                 self._send(self.plan.conductor, Report(turn.number, turn.sums))
             self._traffic.begin()
 
-    def _reports(self, work: Train | Evaluate) -> dict[str, set[str]]:
-        """Whose reports of a turn I am to hear, and the owners of the rows whose losses each will tell."""
-        if not self.conducts:
-            holders = self._loss_holders(self.me) - {self.me} if self.me in work.parties else ()
-            return {holder: {self.me} for holder in holders}
-        reports: dict[str, set[str]] = {party: set() for party in self._traffic.parties(work)}
-        for owner in work.parties:
-            for holder in self._loss_holders(owner):
-                reports[holder].add(owner)
-        return reports
-
-    def _loss_holders(self, owner: str) -> set[str]:
-        route = self._traffic.route(owner)
-        return {route.party_of[name] for name in route.losses}
+    def _note(self, peer: str, state: str) -> None:
+        self.states[peer] = state
+        if state == "gone":
+            self._staying.discard(peer)
 
     def _tell(self, turn: OpenTurn, sums: dict[str, dict[str, float]]) -> None:
         self._traffic.out.append(Tell(turn.number, turn.purpose, turn.work.round, sums))
@@ -357,10 +324,14 @@ class Session:
             del self.states[error.peer]
             self._fail(error)
 
-    def _stopped(self, peer: str, sentence: str) -> None:
+    def _stopped(self, peer: str, message: Refuse | Bye) -> None:
+        if isinstance(message, Refuse):
+            sentence = f"{peer} refused a message of ours by the rule {message.rule!r}: {message.detail}"
+        else:
+            sentence = f"{peer} ended the run: {message.reason}"
         sentence = "".join(char if char.isprintable() else " " for char in sentence)
         if not self._sent_away(peer, sentence):
-            self.states[peer] = "gone"
+            self._note(peer, "gone")
             raise PeerStopped(sentence)
 
     def _sent_away(self, peer: str, reason: str) -> bool:
@@ -382,13 +353,13 @@ class Session:
     def _lost(self, event: Lost) -> None:
         state = self.states.get(event.peer)
         if state in {"gone", "closing"}:
-            self.states[event.peer] = "gone"
+            self._note(event.peer, "gone")
             self._progress()
         elif state is not None and self.conducts and not self.begun:
             del self.states[event.peer]
             self._joined.pop(event.peer, None)
         elif state is not None:
-            self.states[event.peer] = "gone"
+            self._note(event.peer, "gone")
             raise ChannelClosed(f"{event.peer} is lost: {event.reason}")
 
     def _check_patience(self, waited_s: float) -> None:
@@ -417,7 +388,7 @@ class Session:
             missing = [peer for peer in self.peers if self.states.get(peer) != "joined"]
             return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
         if self.conducts:
-            oldest = next(iter(self._unreported.values()), None)
+            oldest = next(iter(self._reports.due.values()), None)
             if oldest is None and not self._movements.idle:
                 return f"{self._movements.waiting_for()} to send what moves"
             owing = oldest.unreported.keys() - {self.me} if oldest else set()

@@ -7,18 +7,17 @@ Every activation is answered, by its gradient or, where there is none (evaluatio
 without tensors. So the owner of the rows always knows how far the others are, and never runs ahead of them.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from cutlayer.errors import Diverged, RemoteProtocolError
+from cutlayer.errors import Diverged
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Turn
-from cutlayer.plan.tensors import TensorShape
+from cutlayer.protocol.arrivals import backward_edge, check_backward, check_forward, due_turn, forward_edge
 from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate
 from cutlayer.protocol.messages import Backward, Forward, Ticket
-from cutlayer.protocol.route import EdgeRoute, Route, parties_on_the_way
+from cutlayer.protocol.route import EdgeRoute, Route
 from cutlayer.protocol.turns import WINDOW, Flight, OpenTurn
 
 
@@ -31,8 +30,11 @@ class Traffic:
         self.out: list[Action] = []
         self.finished: list[OpenTurn] = []
         self._routes: dict[str, Route] = {}
-        self._parties: dict[str, frozenset[str]] = {}
+        self._serves = me in {plan.first[role] for role in plan.topology.roles if role != "client"}
+        """Whether clients' rows meet replicas of mine, not only my own rows."""
         self.gates: defaultdict[Replica, Gate] = defaultdict(Gate)
+        self.left = False
+        """Whether a replica of mine has gone on to what comes next; whoever waits for that resets it."""
         self.joined_normaliser = 0.0
         """Of the last step of joined batches in which my rows took part: over all parties' rows."""
         self._own_steps = plan.terms.training.client_segments == "own"
@@ -43,28 +45,25 @@ class Traffic:
             self._routes[owner] = Route(self.plan, self.me, owner)
         return self._routes[owner]
 
-    def parties(self, work: Turn) -> set[str]:
-        """The parties that a turn needs."""
-        return set().union(*map(self._on_the_way, work.parties))
+    def at_work(self, segments: Iterable[str]) -> list[Replica]:
+        """My replicas of these segments that are not through with all open turns."""
+        owners = dict.fromkeys(owner for turn in self.turns.values() for owner in self._owners(turn.work))
+        replicas = (self.route(owner).replicas.get(name) for owner in owners for name in segments)
+        return list(dict.fromkeys(replica for replica in replicas if replica is not None))
 
-    def takes_part(self, work: Turn) -> bool:
-        """Whether a turn needs me."""
-        return self.me in work.parties or any(self.me in self._on_the_way(owner) for owner in work.parties)
-
-    def _on_the_way(self, owner: str) -> frozenset[str]:
-        if owner not in self._parties:
-            self._parties[owner] = parties_on_the_way(self.plan, owner)
-        return self._parties[owner]
+    def _owners(self, work: Turn) -> tuple[str, ...]:
+        """The owners of a turn's rows that meet replicas of mine."""
+        return work.parties if self._serves else (self.me,)
 
     # ------------------------------------------------------------------ turns
 
     def open(self, turn: OpenTurn) -> None:
         """Give the turn its place in the queue of every replica of mine that it needs."""
         needed: dict[Replica, int] = {}
-        for owner, steps in turn.steps.items():
-            if self.me in self._on_the_way(owner):
-                for replica in self.route(owner).replicas.values():
-                    needed[replica] = steps if turn.joined else needed.get(replica, 0) + steps
+        for owner in self._owners(turn.work):
+            steps = turn.steps[owner]
+            for replica in self.route(owner).replicas.values():
+                needed[replica] = steps if turn.joined else needed.get(replica, 0) + steps
         for replica, steps in needed.items():
             self.gates[replica].append(turn.number, turn.purpose, steps)
         turn.replicas_left = turn.step_left = len(needed)
@@ -94,75 +93,22 @@ class Traffic:
     def forward(self, peer: str, message: Forward, payload: Value) -> None:
         """An activation arrived, undecoded. Raises `RemoteProtocolError`."""
         ticket = message.ticket
-        turn = self._turn(peer, ticket)
-        edge = self._edge(peer, message)
-        if edge.source_party != peer:
-            raise RemoteProtocolError("not-your-edge", peer, f"{edge.source} belongs to {edge.source_party}")
-        if edge.target_party != self.me:
-            raise RemoteProtocolError("not-my-edge", peer, f"{edge.target} belongs to {edge.target_party}")
-        if ticket in turn.finished:
-            raise RemoteProtocolError("duplicate", peer, f"{ticket} is through already")
+        turn = due_turn(self.turns, peer, ticket)
+        edge = forward_edge(self.route(ticket.owner), self.me, peer, message)
         flight = self._flight(turn, ticket)
-        if (edge.name, "forward") in flight.seen:
-            raise RemoteProtocolError("duplicate", peer, f"a second activation on {edge.name} for {ticket}")
-        self._check_shapes(peer, message, edge.shapes(flight.batch.rows))
+        check_forward(turn, flight, edge, peer, message)
         turn.under_way = True
         self._arrived(turn, ticket, flight, edge, payload)
 
     def backward(self, peer: str, message: Backward, payload: Value) -> None:
         """A gradient arrived, undecoded. Raises `RemoteProtocolError`."""
         ticket = message.ticket
-        turn = self._turn(peer, ticket)
-        edge = self._edge(peer, message)
-        if edge.target_party != peer:
-            raise RemoteProtocolError("not-your-edge", peer, f"{edge.target} belongs to {edge.target_party}")
-        if edge.source_party != self.me:
-            raise RemoteProtocolError("not-my-edge", peer, f"{edge.source} belongs to {edge.source_party}")
-        if not edge.returns:
-            raise RemoteProtocolError("no-gradient-here", peer, f"nothing comes back on {edge.name}")
-        flight = turn.flights.get(ticket)
-        if ticket in turn.finished or (flight is not None and (edge.name, "backward") in flight.seen):
-            raise RemoteProtocolError("duplicate", peer, f"a second gradient on {edge.name} for {ticket}")
-        if flight is None or (edge.source, "forward") not in flight.seen:
-            raise RemoteProtocolError("gradient-before-activation", peer, f"{edge.name} for {ticket}")
-        self._check_shapes(peer, message, edge.answer_shapes(flight.batch.rows, turn.purpose))
-        self._check_normaliser(peer, message, turn, flight)
+        turn = due_turn(self.turns, peer, ticket)
+        edge = backward_edge(self.route(ticket.owner), self.me, peer, message)
+        flight = check_backward(turn, edge, peer, message)
         turn.under_way = True
         flight.normaliser = message.normaliser
         self._answered(turn, ticket, flight, edge, payload)
-
-    def _turn(self, peer: str, ticket: Ticket) -> OpenTurn:
-        turn = self.turns.get(ticket.turn)
-        if turn is None or not turn.is_due(ticket):
-            due = "that turn is not open" if turn is None else f"its steps that are due: {turn.due}"
-            raise RemoteProtocolError("unexpected-ticket", peer, f"{ticket}; {due}")
-        return turn
-
-    def _edge(self, peer: str, message: Forward | Backward) -> EdgeRoute:
-        edge = self.route(message.ticket.owner).edges.get(message.edge)
-        if edge is None:
-            raise RemoteProtocolError("unknown-edge", peer, f"the plan has no edge {message.edge!r}")
-        return edge
-
-    def _check_shapes(self, peer: str, message: Forward | Backward, expected: tuple[TensorShape, ...]) -> None:
-        if message.tensors != expected:
-            sent, due = (", ".join(map(str, shapes)) or "nothing" for shapes in (message.tensors, expected))
-            raise RemoteProtocolError("wrong-shape", peer, f"{sent} on {message.edge} for {message.ticket}; due: {due}")
-
-    def _check_normaliser(self, peer: str, message: Backward, turn: OpenTurn, flight: Flight) -> None:
-        """Each of a training ticket's gradients bears the loss's own normaliser, which I know if the loss is mine.
-
-        Of joined batches it may be over others' rows, too.
-        """
-        normaliser = message.normaliser
-        if turn.purpose == "eval":
-            right = normaliser == 0
-        elif turn.joined:
-            right = self._counts(turn, normaliser) and flight.normaliser <= normaliser
-        else:
-            right = self._counts(turn, normaliser) and flight.normaliser in {0.0, normaliser}
-        if not right:
-            raise RemoteProtocolError("wrong-normaliser", peer, f"{normaliser} for {message.ticket}")
 
     def _flight(self, turn: OpenTurn, ticket: Ticket) -> Flight:
         flight = turn.flights.get(ticket)
@@ -184,7 +130,7 @@ class Traffic:
             self._through(turn, event.ticket, flight, event.node, event.result)
             return
         if event.sums is not None:
-            self._note_loss(turn, event)
+            turn.note_loss(event)
             if turn.purpose == "train":
                 flight.normaliser = event.sums[event.ticket.owner]["normaliser"]
         self._ran_forward(turn, event.ticket, flight, event.node, event.result)
@@ -205,29 +151,12 @@ class Traffic:
             self._through_joined(turn, event.ticket, event.node, event.result)
             return
         if event.sums is not None:
-            self._note_loss(turn, event)
+            turn.note_loss(event)
             for ticket, flight in zip(tickets, flights, strict=True):
                 flight.normaliser = event.sums[ticket.owner]["normaliser"]
         results = event.result.parts if flights[0].route.outputs[event.node] else [None] * len(flights)
         for ticket, flight, result in zip(tickets, flights, results, strict=True):
             self._ran_forward(turn, ticket, flight, event.node, result)
-
-    def _note_loss(self, turn: OpenTurn, event: Ran) -> None:
-        assert event.sums is not None
-        for owner, sums in event.sums.items():
-            loss, normaliser = sums["loss"], sums["normaliser"]
-            counts = self._counts(turn, normaliser) if turn.purpose == "train" else math.isfinite(normaliser)
-            if not math.isfinite(loss) or not counts:
-                raise Diverged(
-                    f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} of {owner} (round "
-                    f"{turn.work.round}): lower the learning rate, or look at that party's rows"
-                )
-            turn.add(owner, sums)
-
-    def _counts(self, turn: OpenTurn, normaliser: float) -> bool:
-        """Whether a ticket may have this normaliser: a part of a step may lie on rows that do not count."""
-        a_part = turn.joined or self.plan.terms.training.micro_batches > 1
-        return math.isfinite(normaliser) and (normaliser > 0 or (a_part and normaliser == 0))
 
     def _move_on(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         if edge.target_party == self.me:
@@ -269,7 +198,7 @@ class Traffic:
         if turn.purpose == "train" and (grads or not route.outputs[node]):
             self._ready(turn, ticket, flight, node, "backward", grads)
         elif self._joins(turn, flight, node):
-            if self._all_have_come(turn, ticket, node, "backward", {}):
+            if turn.gathered(ticket, node, "backward", {}):
                 self._through_joined(turn, ticket, node, None)
         else:
             self._through(turn, ticket, flight, node, None)
@@ -281,7 +210,7 @@ class Traffic:
         replica = flight.route.replicas[node]
         if not self._joins(turn, flight, node):
             self._offer(Run(ticket, node, way, replica, values))
-        elif come := self._all_have_come(turn, ticket, node, way, values):
+        elif come := turn.gathered(ticket, node, way, values):
             owners = turn.work.parties
             inputs = {edge: Joined(tuple(come[owner][edge] for owner in owners)) for edge in values}
             rows = tuple(turn.flights[sibling].batch.rows for sibling in turn.siblings(ticket))
@@ -291,15 +220,6 @@ class Traffic:
     def _joins(self, turn: OpenTurn, flight: Flight, node: str) -> bool:
         """Whether a node of mine runs once for all owners of joined batches: one that is no owner's own."""
         return turn.joined and flight.route.replicas[node][1] != flight.route.owner
-
-    def _all_have_come(
-        self, turn: OpenTurn, ticket: Ticket, node: str, way: Direction, values: Mapping[str, Value]
-    ) -> Mapping[str, Mapping[str, Value]] | None:
-        """The values of all owners, once the last of them has come."""
-        place = (node, way, ticket.step, ticket.micro)
-        come = turn.joining.setdefault(place, {})
-        come[ticket.owner] = values
-        return turn.joining.pop(place) if len(come) == len(turn.work.parties) else None
 
     def _offer(self, run: Run) -> None:
         self.out += self.gates[run.replica].offer(run)
@@ -322,20 +242,16 @@ class Traffic:
         if slot.drained == slot.steps:
             self._leave(turn, gate)
 
-    def _through_joined(
-        self, turn: OpenTurn, ticket: Ticket, node: str, grads: Mapping[str, Joined] | None
-    ) -> None:
+    def _through_joined(self, turn: OpenTurn, ticket: Ticket, node: str, grads: Mapping[str, Joined] | None) -> None:
         """The same for joined batches. From here back the normaliser is that of all owners' rows together."""
         tickets = turn.siblings(ticket)
         flights = [turn.flights[sibling] for sibling in tickets]
-        place = (ticket.step, ticket.micro)
-        if place not in turn.totals:
-            turn.totals[place] = sum(flight.normaliser for flight in flights)
+        total = turn.total_normaliser(ticket, flights)
         for at, (sibling, flight) in enumerate(zip(tickets, flights, strict=True)):
-            flight.normaliser = turn.totals[place]
+            flight.normaliser = total
             own = None if grads is None else {edge: joined.parts[at] for edge, joined in grads.items()}
             self._answer(turn, sibling, flight, node, own)
-        self._drain(turn, flights[0].route.replicas[node], turn.work.parties, turn.totals[place])
+        self._drain(turn, flights[0].route.replicas[node], turn.work.parties, total)
 
     def _answer(
         self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, grads: Mapping[str, Value] | None
@@ -379,6 +295,7 @@ class Traffic:
 
     def leave(self, gates: Iterable[Gate]) -> None:
         """Let these replicas go on to what comes next."""
+        self.left = True
         for gate in gates:
             gate.slots.popleft()
             self.out += gate.release()

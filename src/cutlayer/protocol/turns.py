@@ -1,13 +1,15 @@
 """A turn that is open at a party: whose rows, which step is due, which tickets are in flight."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from cutlayer.errors import Diverged
 from cutlayer.plan.batches import Batch, step_count
 from cutlayer.plan.course import Course
 from cutlayer.plan.schedule import Train, Turn
 from cutlayer.protocol import messages
-from cutlayer.protocol.events import Value
+from cutlayer.protocol.events import Direction, Ran, Value
 from cutlayer.protocol.messages import Purpose, Ticket
 from cutlayer.protocol.route import Route
 
@@ -42,7 +44,7 @@ class OpenTurn:
         self.purpose: Purpose = "train" if isinstance(work, Train) else "eval"
         self._course = course
         self._batches: dict[tuple[str, int], list[Batch]] = {}
-        self.steps = {owner: self._steps(owner) for owner in work.parties}
+        self.steps = self._steps()
         self.due = dict.fromkeys(work.parties, 0)
         """Steps of each owner that are through: when training, the number of the one that is in flight."""
         self.begun = 0
@@ -57,18 +59,20 @@ class OpenTurn:
         """Replicas of mine that have not finished this turn."""
         self.step_left = 0
         """Replicas of mine that have not finished the step that is due."""
-        self.joining: dict[tuple[str, str, int, int], dict[str, Mapping[str, Value]]] = {}
+        self._joining: dict[tuple[str, str, int, int], dict[str, Mapping[str, Value]]] = {}
         """Where batches are joined: what has come for (node, direction, step, micro), by owner."""
-        self.totals: dict[tuple[int, int], float] = {}
+        self._totals: dict[tuple[int, int], float] = {}
         """Where batches are joined: the normaliser of all owners' rows together, by (step, micro)."""
         self.unreported: dict[str, set[str]] = {}
         """Whose reports are due, and the owners of the rows whose losses each will tell."""
         self.sums: dict[str, dict[str, float]] = {}
 
-    def _steps(self, owner: str) -> int:
+    def _steps(self) -> dict[str, int]:
+        """Steps of each owner of rows; when evaluating, as many as it has batches."""
         if isinstance(self.work, Train):
-            return self.work.steps
-        return step_count(self._course.held_out_rows[owner], self._course.batch_size)
+            return dict.fromkeys(self.work.parties, self.work.steps)
+        held_out, batch_size = self._course.held_out_rows, self._course.batch_size
+        return {owner: step_count(held_out[owner], batch_size) for owner in self.work.parties}
 
     def message(self) -> messages.Turn:
         """What the conductor sends for this turn, and what a member expects to hear."""
@@ -100,9 +104,11 @@ class OpenTurn:
     def _parts(self, owner: str, step: int) -> list[Batch]:
         number = self.work.round
         if isinstance(self.work, Train):
-            together = self.work.parties if self.joined else (owner,)
-            return self._course.batches(together, owner, number, self.work.first + step)
+            parts = self.work.parts or self._course.micro_batches
+            return self._course.batches(owner, number, self.work.first + step, parts)
         return self._course.held_out_batches(owner, number, step)
+
+    # ------------------------------------------------------------------ joined batches
 
     def siblings(self, ticket: Ticket) -> list[Ticket]:
         """Where batches are joined: the tickets that go together with this one, in party order."""
@@ -110,8 +116,39 @@ class OpenTurn:
             Ticket(ticket.turn, owner, ticket.step, ticket.micro, ticket.purpose) for owner in self.work.parties
         ]  # fmt: skip
 
-    def add(self, owner: str, sums: Mapping[str, float]) -> None:
-        """Add a ticket's losses and counts to its owner's."""
-        total = self.sums.setdefault(owner, {})
-        for name, value in sums.items():
-            total[name] = total.get(name, 0.0) + value
+    def gathered(
+        self, ticket: Ticket, node: str, way: Direction, values: Mapping[str, Value]
+    ) -> Mapping[str, Mapping[str, Value]] | None:
+        """The values of all owners for a node, once the last of them has come."""
+        place = (node, way, ticket.step, ticket.micro)
+        come = self._joining.setdefault(place, {})
+        come[ticket.owner] = values
+        return self._joining.pop(place) if len(come) == len(self.work.parties) else None
+
+    def total_normaliser(self, ticket: Ticket, flights: Iterable[Flight]) -> float:
+        """The normaliser of all owners' rows together, from their own ones when it is asked for first."""
+        place = (ticket.step, ticket.micro)
+        if place not in self._totals:
+            self._totals[place] = sum(flight.normaliser for flight in flights)
+        return self._totals[place]
+
+    # ------------------------------------------------------------------ losses
+
+    def counts(self, normaliser: float) -> bool:
+        """Whether a ticket may have this normaliser: a part of a step may lie on rows that do not count."""
+        a_part = self.joined or self._course.micro_batches > 1
+        return math.isfinite(normaliser) and (normaliser > 0 or (a_part and normaliser == 0))
+
+    def note_loss(self, event: Ran) -> None:
+        """Add what a loss was, for each owner of its rows. Raises `Diverged`."""
+        for owner, sums in (event.sums or {}).items():
+            loss, normaliser = sums["loss"], sums["normaliser"]
+            counts = self.counts(normaliser) if self.purpose == "train" else math.isfinite(normaliser)
+            if not math.isfinite(loss) or not counts:
+                raise Diverged(
+                    f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} of {owner} (round "
+                    f"{self.work.round}): lower the learning rate, or look at that party's rows"
+                )
+            total = self.sums.setdefault(owner, {})
+            for name, value in sums.items():
+                total[name] = total.get(name, 0.0) + value

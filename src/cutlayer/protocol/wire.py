@@ -12,7 +12,7 @@ tensors add up to. Nothing here is executed, looked up or instantiated by a name
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -42,10 +42,10 @@ class Frame:
 
     header: bytes
     parts: tuple[memoryview, ...] = ()
+    body_bytes: int = field(init=False, compare=False)
 
-    @property
-    def body_bytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "body_bytes", sum(part.nbytes for part in self.parts))
 
     @property
     def nbytes(self) -> int:
