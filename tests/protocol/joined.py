@@ -1,149 +1,37 @@
-"""Plans made by hand, and sessions joined by a fake wire that delivers in any order across links. No torch."""
+"""Sessions joined by a fake wire that delivers in any order across links. No torch."""
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import (
-    Contents,
-    InputTerms,
-    Method,
-    ModelTerms,
-    PartyTerms,
-    Plan,
-    SegmentContents,
-    Terms,
-    Training,
-)
-from cutlayer.plan.course import Course
-from cutlayer.plan.schedule import SCHEDULES, TurnUnit, Work
-from cutlayer.plan.tensors import TensorSpec
-from cutlayer.plan.topology import TOPOLOGIES
+from cutlayer.plan.plan import Plan
+from cutlayer.protocol.agenda import shared_agendas
 from cutlayer.protocol.events import (
     Action,
+    Add,
     Connected,
     Done,
     Drop,
     Event,
     Fail,
+    Give,
     Lost,
     Ran,
     Received,
     Run,
     Send,
+    Settle,
+    Spread,
     Step,
+    Take,
     Tell,
 )
 from cutlayer.protocol.messages import Control, Message, Rows
 from cutlayer.protocol.session import Session
-
-LAB = "lab"
-CLIENTS = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
-A, B, C, D = CLIENTS
-
-FEATURES = TensorSpec(dtype="float64", shape=("B", 4), differentiable=False)
-HIDDEN = TensorSpec(dtype="float64", shape=("B", 6))
-FROZEN = TensorSpec(dtype="float64", shape=("B", 6), differentiable=False)
-ANSWERS = TensorSpec(dtype="float64", shape=("B", 2), differentiable=False)
-
-
-def make_plan(
-    topology: str = "vanilla",
-    *,
-    clients: int = 2,
-    rounds: int = 1,
-    batch_size: int = 4,
-    micro_batches: int = 1,
-    turn: TurnUnit = "epoch",
-    drop_last: bool = False,
-    frozen: bool = False,
-    limits: Limits | None = None,
-) -> Plan:
-    """A plan for `hospital-a` … and `lab`. With `frozen` the bottom has nothing to learn, so no gradient comes back."""
-    parties = {name: PartyTerms(role="client") for name in CLIENTS[:clients]} | {LAB: PartyTerms(role="server")}
-    carried = {"x": FEATURES, "y": ANSWERS, "bottom": FROZEN if frozen else HIDDEN}
-    shape = TOPOLOGIES[topology]()
-    terms = Terms(
-        topology=topology,
-        schedule="alternating",
-        turn=turn,
-        model=ModelTerms(),
-        input=InputTerms(shape=(4,), dtype="float64"),
-        training=Training(
-            loss=Method(name="mse_loss"),
-            optimizer=Method(name="SGD"),
-            batch_size=batch_size,
-            rounds=rounds,
-            micro_batches=micro_batches,
-            drop_last=drop_last,
-        ),
-        parties=parties,
-        limits=limits or Limits(),
-    )
-    contents = Contents(
-        segments={segment.name: SegmentContents(state={}, parameters=0) for segment in shape.segments},
-        edges={edge.name: (carried.get(edge.source, HIDDEN),) for edge in shape.edges},
-        classes=0,
-        model_digest="",
-        weights_digest="",
-    )
-    return Plan(terms=terms, contents=contents)
-
-
-def schedule_of(plan: Plan, rows: Mapping[str, Rows]) -> list[Work]:
-    """The turns of a whole run."""
-    clients = plan.terms.filling("client")
-    course = Course.of(plan, {n: rows[n].train for n in clients}, {n: rows[n].held_out for n in clients})
-    return list(SCHEDULES[plan.terms.schedule].turns(course))
-
-
-class Worker(Protocol):
-    """What stands in for a party's rows and segments."""
-
-    def run(self, run: Run) -> tuple[Any, dict[str, float] | None]:
-        """The result of a `Run`, and sums if its node is a loss."""
-
-    def step(self, step: Step) -> None:
-        """Step a replica."""
-
-
-class Words:
-    """Answers every `Run` with words that say where the value comes from."""
-
-    def __init__(self, plan: Plan) -> None:
-        topology = plan.topology
-        self._inputs = {s.name: [e.name for e in topology.inputs(s.name)] for s in topology.segments}
-        self._raw = {e.name for e in topology.edges if topology.source_kind(e)}
-        self._losses = {s.name for s in topology.segments if s.loss}
-
-    def run(self, run: Run) -> tuple[Any, dict[str, float] | None]:
-        ticket = run.ticket
-        if run.direction == "load":
-            assert run.batch is not None
-            which = "held out " if run.batch.held_out else f"epoch {run.batch.epoch}: "
-            return f"{run.node} of {ticket.owner} ({which}{run.batch.start}-{run.batch.stop})", None
-        if run.direction == "backward":
-            return {edge: f"d {edge} {ticket}" for edge in self._inputs[run.node] if edge not in self._raw}, None
-        said = f"{run.node}({', '.join(f'{edge}: {value}' for edge, value in run.inputs.items())})"
-        if run.node not in self._losses:
-            return said, None
-        rows = float(_rows_of(said))
-        return said, {"loss": 2 * rows, "normaliser": rows}
-
-    def step(self, step: Step) -> None:
-        pass
-
-
-def _rows_of(said: str) -> int:
-    """How many rows a value of `Words` speaks of; one if somebody made it up."""
-    _, found, rest = said.rpartition("y of ")
-    if not found or ")" not in rest:
-        return 1
-    start, stop = rest.split(")")[0].split(" ")[-1].split("-")
-    return int(stop) - int(start)
+from protocol.plans import LAB
+from protocol.words import Words, Worker
 
 
 @dataclass(frozen=True)
@@ -156,7 +44,7 @@ class Wire:
     """Sessions and the links between them. Within a link the order is kept, across links a seed chooses.
 
     A `prompt` party works like a real one: what it has to run is done before it hears the next message. Otherwise its
-    results come back at any time, one after another.
+    results come back at any time, one after another. With `shared` the sessions find their works together, once.
     """
 
     def __init__(
@@ -167,10 +55,16 @@ class Wire:
         seed: int | None = None,
         prompt: bool = True,
         worker: Callable[[str], Worker] | None = None,
+        shared: bool = False,
     ) -> None:
         self.plan, self.rows = plan, rows
-        self.sessions = {name: Session(plan, name, rows.get(name, Rows())) for name in plan.terms.parties}
-        self.workers: dict[str, Worker] = {name: worker(name) if worker else Words(plan) for name in self.sessions}
+        agendas = shared_agendas(plan) if shared else None
+        self.sessions = {
+            name: Session(plan, name, rows.get(name, Rows()), agendas=agendas) for name in plan.terms.parties
+        }
+        self.workers: dict[str, Worker] = {
+            name: worker(name) if worker else Words(plan, name) for name in self.sessions
+        }
         self.links: dict[tuple[str, str], deque[Event]] = {}
         self.results: dict[str, deque[Event]] = {name: deque() for name in self.sessions}
         self.trace: list[Traced] = []
@@ -207,12 +101,16 @@ class Wire:
 
     def feed(self, party: str, event: Event) -> list[Action]:
         """Feed one event to a session, carry out its actions, and give them back."""
+        actions = self._fed(party, event)
+        while self._prompt and self.results[party]:
+            self._fed(party, self.results[party].popleft())
+        return actions
+
+    def _fed(self, party: str, event: Event) -> list[Action]:
         self.events += 1
         actions = self.sessions[party].feed(event)
         for action in actions:
             self._perform(party, action)
-        while self._prompt and self.results[party]:
-            self.feed(party, self.results[party].popleft())
         return actions
 
     def _perform(self, party: str, action: Action) -> None:
@@ -220,10 +118,13 @@ class Wire:
         match action:
             case Run():
                 result, sums = self.workers[party].run(action)
-                by_owner = None if sums is None else {action.ticket.owner: sums}
-                self.results[party].append(Ran(action.ticket, action.node, action.direction, result, by_owner))
+                self.results[party].append(Ran(action.ticket, action.node, action.direction, result, sums))
             case Step():
                 self.workers[party].step(action)
+            case Give() | Take() | Add() | Spread() | Settle():
+                for state, payload in self.workers[party].move(action):
+                    linked = (party, state.target) in self.links
+                    self._perform(party, Send(state.target if linked else LAB, state, payload))
             case Send() if (party, action.peer) in self.links:
                 self.links[party, action.peer].append(Received(party, action.message, action.payload))
             case Drop():
@@ -265,20 +166,3 @@ class Wire:
             if isinstance(action, Step) or (isinstance(action, Run) and action.direction != "load"):
                 done[traced.party, action.replica].append(action)
         return done
-
-
-def steps_of(work: Work, rows: Rows, plan: Plan) -> Iterator[int]:
-    """The rows in each mini-batch of a training turn, counted without the code under test."""
-    size = plan.terms.training.batch_size
-    batches = [min(size, rows.train - start) for start in range(0, rows.train, size)]
-    if plan.terms.training.drop_last and batches and batches[-1] < size:
-        batches.pop()
-    first = getattr(work, "first", 0)
-    yield from batches[first : first + getattr(work, "steps", 0)]
-
-
-def unfrozen(plan: Plan) -> bool:
-    """Whether the bottom gets gradients."""
-    return any(
-        spec.differentiable for name, specs in plan.contents.edges.items() if name[:3] == "bot" for spec in specs
-    )

@@ -8,7 +8,8 @@ from cutlayer.errors import ChannelClosed, ChannelTimeout, DataError, Diverged, 
 from cutlayer.plan.limits import Limits
 from cutlayer.protocol.events import Broke, Connected, Done, Fail, Lost, Ran, Run, Send, Tick
 from cutlayer.protocol.messages import Bye, Forward, Rows
-from protocol.joined import LAB, A, B, C, Wire, make_plan
+from protocol.joined import Wire
+from protocol.plans import LAB, A, B, C, make_plan
 
 LIMITS = Limits(join_timeout_s=300, progress_timeout_s=900, turn_timeout_s=86_400)
 ROWS = {A: Rows(80, 3), B: Rows(5, 2)}
@@ -162,7 +163,7 @@ def test_a_loss_that_is_no_number_is_our_own_fault_not_the_peers(sums: dict[str,
     at_loss.run(until=lambda wire: any(isinstance(action, Run) for action in wire.actions(LAB)))
     (ran,) = at_loss.results[LAB]
     assert isinstance(ran, Ran)
-    last = at_loss.sessions[LAB].feed(Ran(ran.ticket, ran.node, ran.direction, ran.result, sums))[-1]
+    last = at_loss.sessions[LAB].feed(Ran(ran.ticket, ran.node, ran.direction, ran.result, {A: sums}))[-1]
     assert isinstance(last, Fail)
     assert isinstance(last.error, Diverged)
 

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cutlayer.errors import CutlayerError
+from cutlayer.plan.plan import Plan
+from cutlayer.plan.schedule import SCHEDULES
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.events import Broke, Connected, Done, Event, Fail, Lost, Received, Tick
 from cutlayer.protocol.messages import (
@@ -21,15 +23,21 @@ from cutlayer.protocol.messages import (
     Refuse,
     Report,
     Rows,
+    State,
     Ticket,
     Turn,
     Welcome,
 )
-from protocol.joined import LAB, A, B, C, Wire, make_plan
+from protocol.joined import Wire
+from protocol.plans import LAB, SUMS, A, B, C, make_plan
 
 ROWS = {A: Rows(7, 5), B: Rows(4, 0)}
-PLANS = {topology: make_plan(topology, rounds=2, micro_batches=2) for topology in ("vanilla", "u_shaped")}
-PARTIES = st.sampled_from([A, B, C, LAB])
+PLANS = {
+    (topology, schedule): make_plan(topology, schedule=schedule, rounds=2, micro_batches=2)
+    for topology in ("vanilla", "u_shaped")
+    for schedule in SCHEDULES
+}
+PARTIES = st.sampled_from([A, B, C, LAB, SUMS])
 EDGES = ["x->bottom", "y->top", "y->head", "bottom->top", "bottom->middle", "middle->head", "bottom->attic"]
 
 tickets = st.builds(
@@ -49,13 +57,16 @@ sums = st.dictionaries(st.sampled_from(["loss", "normaliser", "correct", "count"
 rows = st.builds(Rows, st.sampled_from([0, 4, 7]), st.sampled_from([0, 5]))
 digests = st.sampled_from([plan.digest for plan in PLANS.values()] + [""])
 sayings = st.one_of(
-    st.builds(Hello, st.sampled_from([VERSION, 2]), digests, PARTIES, rows),
-    st.builds(Welcome, st.dictionaries(PARTIES, rows)),
+    st.builds(Hello, st.sampled_from([VERSION, VERSION + 1]), digests, PARTIES, rows),
+    st.builds(Welcome, st.just(""), st.dictionaries(PARTIES, rows)),
     st.builds(
         Turn, st.integers(0, 5), st.sampled_from(["train", "eval"]), st.lists(PARTIES).map(tuple), st.integers(0, 4)
     ),
     st.builds(Forward, tickets, st.sampled_from(EDGES), tensors),
     st.builds(Backward, tickets, st.sampled_from(EDGES), tensors, numbers),
+    st.builds(
+        State, st.integers(0, 8), st.sampled_from(["replica", "share", "mean"]), PARTIES, PARTIES, tensors, numbers
+    ),
     st.builds(Report, st.integers(0, 5), st.dictionaries(PARTIES, sums, max_size=2)),
     st.builds(Bye, st.sampled_from(["", "tired"])),
     st.builds(Refuse, st.sampled_from(["wrong-shape", ""]), st.just("")),
@@ -80,37 +91,40 @@ def assert_sound(wire: Wire) -> None:
         assert wire.sessions[LAB].waiting_for().endswith("to join")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    topology=st.sampled_from(list(PLANS)),
+    plan=st.sampled_from(list(PLANS.values())),
     seed=st.integers(0, 2**32),
     prompt=st.booleans(),
-    interruptions=st.lists(st.tuples(st.integers(0, 60), st.sampled_from([A, B, LAB]), events), max_size=3),
+    interruptions=st.lists(st.tuples(st.integers(0, 90), st.sampled_from([A, B, LAB, SUMS]), events), max_size=3),
 )
 def test_no_interruption_breaks_a_session(
-    topology: str, seed: int, prompt: bool, interruptions: Iterable[tuple[int, str, Event]]
+    plan: Plan, seed: int, prompt: bool, interruptions: Iterable[tuple[int, str, Event]]
 ) -> None:
-    wire = Wire(PLANS[topology], ROWS, seed=seed, prompt=prompt).start()
+    wire = Wire(plan, ROWS, seed=seed, prompt=prompt).start()
     due = sorted(interruptions, key=lambda each: each[0])
     for moment, party, event in due:
+        if party not in wire.sessions:
+            continue
         wire.run(until=lambda wire, moment=moment: wire.events >= moment)  # type: ignore[misc]
         wire.feed(party, event)
     wire.run()
     assert_sound(wire)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
-    topology=st.sampled_from(list(PLANS)),
-    moment=st.integers(0, 60),
-    party=st.sampled_from([A, LAB]),
+    plan=st.sampled_from(list(PLANS.values())),
+    moment=st.integers(0, 120),
+    party=st.sampled_from([A, LAB, SUMS]),
     said=st.lists(sayings, max_size=30),
 )
 def test_one_peer_that_talks_nonsense_is_refused_or_right(
-    topology: str, moment: int, party: str, said: Iterable[Message | Control]
+    plan: Plan, moment: int, party: str, said: Iterable[Message | Control]
 ) -> None:
-    wire = Wire(PLANS[topology], ROWS, seed=moment).start().run(until=lambda wire: wire.events >= moment)
-    peer = LAB if party == A else A
+    wire = Wire(plan, ROWS, seed=moment).start().run(until=lambda wire: wire.events >= moment)
+    party = party if party in wire.sessions else LAB
+    peer = A if party == LAB else LAB
     for message in said:
         wire.inject(peer, party, message)
     wire.run()

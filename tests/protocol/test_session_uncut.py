@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from cutlayer.plan.batches import Batch
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Train, TurnUnit
-from cutlayer.protocol.events import Done, Replica, Run, Step
+from cutlayer.protocol.events import Done, Movement, Replica, Run, Step
 from cutlayer.protocol.messages import Rows, Ticket
-from protocol.joined import CLIENTS, Wire, make_plan, schedule_of
+from protocol.joined import Wire
+from protocol.plans import CLIENTS, make_plan, turns_of
+from protocol.words import Parcel, Sums
 
 Array = NDArray[np.float64]
 Gradients = tuple[float, list[Array]]
@@ -40,14 +42,14 @@ class Numbers:
         self._kept: dict[tuple[Ticket, str], tuple[Array, Array]] = {}
         self._gradients: defaultdict[Replica, Any] = defaultdict(float)
 
-    def run(self, run: Run) -> tuple[Any, dict[str, float] | None]:
+    def run(self, run: Run) -> tuple[Any, Sums | None]:
         if run.direction == "load":
             assert isinstance(run.batch, Batch)
             whole = rows_of(run.ticket.owner, run.node, held_out=run.batch.held_out)
             return whole[run.batch.start : run.batch.stop], None
         return self._forward(run) if run.direction == "forward" else (self._backward(run), None)
 
-    def _forward(self, run: Run) -> tuple[Array, dict[str, float] | None]:
+    def _forward(self, run: Run) -> tuple[Array, Sums | None]:
         matrix = self.weights.setdefault(run.replica, weights(run.node))
         (x,) = (value for edge, value in run.inputs.items() if edge[0] != "y")
         labels = [value for edge, value in run.inputs.items() if edge[0] == "y"]
@@ -57,7 +59,7 @@ class Numbers:
             self._kept[run.ticket, run.node] = x, slope
         if not labels:
             return np.tanh(z), None
-        return z, {"loss": float((slope**2).sum() / 2), "normaliser": float(len(z))}
+        return z, {run.ticket.owner: {"loss": float((slope**2).sum() / 2), "normaliser": float(len(z))}}
 
     def _backward(self, run: Run) -> dict[str, Array]:
         x, slope = self._kept.pop((run.ticket, run.node))
@@ -71,6 +73,9 @@ class Numbers:
         replica = step.replica
         self.weights[replica] = self.weights[replica] - LR * self._gradients.pop(replica) / step.normaliser
         assert not [node for _, node in self._kept if node == replica[0]]
+
+    def move(self, movement: Movement) -> list[Parcel]:
+        raise AssertionError(f"nothing moves here, but {movement}")
 
 
 def uncut(matrices: list[Array], x: Array, y: Array) -> Gradients:
@@ -95,7 +100,7 @@ def longhand(plan: Plan) -> tuple[dict[tuple[str, str], Array], dict[tuple[int, 
     known = {(name, owner): weights(name) for name in segments for owner in ("lab", *ROWS)}
     losses: defaultdict[tuple[int, str], float] = defaultdict(float)
     size = plan.terms.training.batch_size
-    for number, work in enumerate(schedule_of(plan, ROWS)):
+    for number, work in turns_of(plan, ROWS).items():
         for owner in work.parties:
             keys = [(name, "lab" if name in shared else owner) for name in segments]
             x, y = (rows_of(owner, source, held_out=not isinstance(work, Train)) for source in "xy")

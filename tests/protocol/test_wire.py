@@ -24,6 +24,7 @@ from cutlayer.protocol.messages import (
     Refuse,
     Report,
     Rows,
+    State,
     Ticket,
     Turn,
     Welcome,
@@ -53,10 +54,11 @@ tensors = st.lists(shapes, max_size=4).map(tuple)
 sums = st.dictionaries(names, numbers, max_size=4)
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Hello: st.builds(Hello, counts, names, names, rows),
-    Welcome: st.builds(Welcome, st.dictionaries(names, rows)),
+    Welcome: st.builds(Welcome, names, st.dictionaries(names, rows)),
     Turn: st.builds(Turn, counts, st.sampled_from(["train", "eval"]), st.lists(names).map(tuple), counts),
     Forward: st.builds(Forward, tickets, names, tensors),
     Backward: st.builds(Backward, tickets, names, tensors, numbers),
+    State: st.builds(State, counts, st.sampled_from(["replica", "share", "mean"]), names, names, tensors, numbers),
     Report: st.builds(Report, counts, st.dictionaries(names, sums, max_size=4)),
     Bye: st.builds(Bye, names),
     Ping: st.builds(Ping),
@@ -180,6 +182,7 @@ def test_a_header_that_nests_deeply_is_refused(nested: bytes) -> None:
         decode(Frame(b"\x82\xa4type\xa4ping\xa1x" + nested))
 
 
+STATE = msgspec.to_builtins(State(3, "share", "hospital-a", "sums", (SHAPE,), 8.0))
 FORWARD = msgspec.to_builtins(Forward(TICKET, "bottom->top", (SHAPE,)))
 FAULTS: dict[str, object] = {
     "an unknown message": {"type": "shutdown"},
@@ -201,13 +204,19 @@ FAULTS: dict[str, object] = {
     "a long name": FORWARD | {"edge": "x" * 129},
     "a long sentence": {"type": "bye", "reason": "x" * 4097},
     "a number in words": {"type": "turn", "number": "0", "work": "train", "parties": [], "steps": 1},
+    "another kind of state": STATE | {"kind": "secret"},
+    "a state without a source": {key: value for key, value in STATE.items() if key != "source"},
+    "a state at a negative number": STATE | {"number": -1},
+    "a state's field too many": STATE | {"optimizer": "Adam"},
+    "a welcome without a run": {"type": "welcome", "members": {}},
     "a sum that is no number": {"type": "report", "turn": 0, "sums": {"a": {"loss": "1"}}},
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_a_header_that_says_what_cannot_be_said_is_refused(fault: object) -> None:
-    assert decode(Frame(header(FORWARD), (memoryview(bytes(SHAPE.nbytes)),)))
+    for sound in (FORWARD, STATE):
+        assert decode(Frame(header(sound), (memoryview(bytes(SHAPE.nbytes)),)))
     with pytest.raises(FrameRefused, match="no message"):
         decode(Frame(header(fault), (memoryview(bytes(SHAPE.nbytes)),)))
 
@@ -216,6 +225,8 @@ def test_a_header_that_says_what_cannot_be_said_is_refused(fault: object) -> Non
 def test_a_body_that_the_header_does_not_declare_is_refused(nbytes: int) -> None:
     with pytest.raises(FrameRefused, match=f"body of {nbytes:,} bytes under a header that declares {SHAPE.nbytes:,}"):
         decode(Frame(header(Forward(TICKET, "e", (SHAPE,))), (memoryview(bytes(nbytes)),)))
+    with pytest.raises(FrameRefused, match=f"body of {nbytes:,} bytes under a header that declares {SHAPE.nbytes:,}"):
+        decode(Frame(header(STATE), (memoryview(bytes(nbytes)),)))
     with pytest.raises(FrameRefused, match="declares 0"):
         decode(Frame(header(Bye()), (memoryview(bytes(64)),)))
 
