@@ -27,7 +27,7 @@ from cutlayer.data.deal import deal
 CLIENTS = 10
 CUT = "3"
 ROUNDS: Mapping[str, int] = {
-    "alternating": 6, "relay": 2, "parallel": 6, "splitfed_v1": 6, "splitfed_v2": 4, "splitfed_v3": 6,
+    "alternating": 6, "relay": 2, "parallel": 6, "splitfed_v1": 8, "splitfed_v2": 4, "splitfed_v3": 6,
 }  # fmt: skip
 LR: Mapping[str, float] = {
     "parallel": 8e-3, "splitfed_v1": 5e-3, "splitfed_v2": 5e-3, "splitfed_v3": 5e-3,

@@ -81,7 +81,7 @@ def test_a_step_frees_tickets_that_no_gradient_came_back_for() -> None:
     assert not segment._graphs
 
 
-def test_a_segment_is_busy_while_a_graph_is_kept() -> None:
+def test_a_segment_is_busy_until_the_step_that_its_gradients_wait_for() -> None:
     segment = between(mlp())
     assert not segment.busy
     segment.forward(ticket(purpose="eval"), {"in": (rows(0),)})
@@ -89,6 +89,8 @@ def test_a_segment_is_busy_while_a_graph_is_kept() -> None:
     segment.forward(ticket(), {"in": (rows(0),)})
     assert segment.busy
     segment.backward(ticket(), {"out": (rows(1, 6, 3),)})
+    assert segment.busy
+    segment.step(1.0, 0)
     assert not segment.busy
 
 

@@ -93,7 +93,8 @@ def movements(plan: "Plan") -> "Iterator[str]":
         if terms.aggregator_sees_weights:
             yield (
                 f"[red]{segments}: each client's {what} by {server}, which sees them next to that client's "
-                f"activations: who holds both can invert the activations into rows (aggregator_sees_weights = true)[/red]"
+                "activations: who holds both can invert the activations into rows "
+                "(aggregator_sees_weights = true)[/red]"
             )
         else:
             yield (

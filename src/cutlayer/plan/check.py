@@ -206,7 +206,7 @@ def _aggregator(terms: Terms, schedule: Schedule) -> Iterator[str]:
         yield f'{len(own)} parties have role = "aggregator"; one sums for all'
     if own and terms.aggregator_sees_weights:
         yield f"aggregator_sees_weights = true is for plans without an aggregator, but {own[0]} is one: leave one out"
-    if needs_aggregator(terms) and not terms.aggregator:
+    if needs_aggregator(terms) and not own and not terms.aggregator_sees_weights:
         yield (
             f'under {terms.schedule} what clients send is summed: add a party with role = "aggregator", or say '
             "aggregator_sees_weights = true, which lets the server see each client's weights next to its activations"

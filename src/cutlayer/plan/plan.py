@@ -129,8 +129,8 @@ class Terms:
     @property
     def aggregator(self) -> str:
         """The party that sums and averages what clients send; empty if there is none."""
-        own = self.filling("aggregator")
-        return own[0] if own else self.filling("server")[0] if self.aggregator_sees_weights else ""
+        own, servers = self.filling("aggregator"), self.filling("server") if self.aggregator_sees_weights else ()
+        return next(iter(own or servers), "")
 
     @property
     def pins(self) -> dict[str, str]:
