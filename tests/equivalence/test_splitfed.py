@@ -100,6 +100,14 @@ def test_v1_equals_fedavg_of_the_uncut_model_at_every_cut(case: str, stride: int
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", CASES)
+def test_v1_equals_fedavg_at_every_cut_of_every_network(case: str) -> None:
+    for places, mixture in zip(possible(CASES[case].model(), 2), mixtures(), strict=False):
+        assert_fedavg_at(case, places, *mixture)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("case", CASES)
 def test_v1_equals_fedavg_at_every_cut_under_every_policy_and_optimizer(case: str, recipe: str) -> None:
