@@ -1,9 +1,10 @@
 """How fast a split run trains, measured beside the uncut model.
 
-    python benchmarks/speed.py W1|W2|W3 [--json] [--pairs 7] [--steps N]
+    python benchmarks/speed.py W1|W2|W2V|W3 [--json] [--pairs 7] [--steps N] [--device cuda]
 
-A pair is: the uncut model in one process; the split run in two (lanes with mTLS, the path of real runs); the uncut
-model again with malloc tuned. Every process has one thread. What counts are ratios within pairs, since machines drift.
+A pair is: the uncut model in one process; the split run in two, W2V in three (lanes with mTLS, the path of real runs);
+the uncut model again with malloc tuned. Every process has one thread. What counts are ratios within pairs, since
+machines drift.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -27,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 from cutlayer.keys import make_demo_kit
-from worker import CLIENT, SERVER, WARM_UP, Record, take_part, train_uncut
+from worker import SERVER, WARM_UP, Record, take_part, train_uncut
 from workloads import WORKLOADS
 
 MALLOC_TUNED = {
@@ -37,6 +38,7 @@ MALLOC_TUNED = {
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 START_TIMEOUT_S = 120.0
+WEIGHTS = "weights.safetensors"
 RESAMPLES = 10_000
 SAME_WEIGHTS = 1e-3
 """More than rounding in float32 makes of the longest workload, far less than one wrong step."""
@@ -51,7 +53,10 @@ class Pair:
     uncut: Record
     tuned: Record
     client: Record
+    """Of the client whose steps took longest, if there are several."""
     server: Record
+    sent_bytes: int
+    """By all parties, in the whole run."""
     weight_difference: float
 
 
@@ -62,6 +67,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7, help="how often each run is repeated (default: 7)")
     parser.add_argument("--steps", type=int, default=0, help="steps of a run (default: the workload's own)")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that one run may take (default: 600)")
+    parser.add_argument("--device", default="cpu", help="where all parties, and the uncut model, compute")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     args = parser.parse_args()
     steps = args.steps or WORKLOADS[args.workload].steps
@@ -70,10 +76,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     pairs = []
     for number in range(args.pairs):
-        pairs.append(measure(args.workload, steps, args.timeout))
+        pairs.append(measure(args.workload, steps, args.timeout, args.device))
         if not args.quiet:
             note(number + 1, args.pairs, pairs[-1])
-    result = summary(args.workload, pairs)
+    result = summary(args.workload, pairs) | {"device": args.device}
     print(json.dumps(result) if args.json else table(result))
     if result["max_weight_difference"] > SAME_WEIGHTS:
         sys.exit(f"the split run's weights differ from the uncut run's by {result['max_weight_difference']:g}")
@@ -82,34 +88,47 @@ def main() -> None:
 # ---------------------------------------------------------------------- runs in processes of their own
 
 
-def measure(workload: str, steps: int, timeout_s: float) -> Pair:
+def measure(workload: str, steps: int, timeout_s: float, device: str) -> Pair:
     """Run the uncut model, the split run and the tuned uncut model, one after another."""
     with tempfile.TemporaryDirectory(prefix="cutlayer-speed-") as name:
         folder = Path(name)
-        uncut = uncut_run(workload, steps, folder, timeout_s, ONE_THREAD)
-        expected = load_file(folder / "weights.safetensors")
-        client, server = split_run(workload, steps, folder, timeout_s)
-        got = load_file(folder / CLIENT / "weights.safetensors") | load_file(folder / SERVER / "weights.safetensors")
+        uncut = uncut_run(workload, steps, folder, timeout_s, device, ONE_THREAD)
+        expected = load_file(folder / WEIGHTS)
+        ran = split_run(workload, steps, folder, timeout_s, device)
+        got = {key: tensor for party in ran for key, tensor in load_file(folder / party / WEIGHTS).items()}
         assert got.keys() == expected.keys()
         difference = max(float((got[key] - expected[key]).abs().max()) for key in expected)
-        tuned = uncut_run(workload, steps, folder, timeout_s, ONE_THREAD | MALLOC_TUNED)
-    return Pair(uncut=uncut, tuned=tuned, client=client, server=server, weight_difference=difference)
+        tuned = uncut_run(workload, steps, folder, timeout_s, device, ONE_THREAD | MALLOC_TUNED)
+    return Pair(
+        uncut=uncut,
+        tuned=tuned,
+        client=max((ran[name] for name in WORKLOADS[workload].clients), key=mean_ms),
+        server=ran[SERVER],
+        sent_bytes=sum(each.sent_bytes for each in ran.values()),
+        weight_difference=difference,
+    )
 
 
-def uncut_run(workload: str, steps: int, folder: Path, timeout_s: float, environment: Mapping[str, str]) -> Record:
-    with started(environment, train_uncut, workload, steps, folder) as uncut:
+def uncut_run(
+    workload: str, steps: int, folder: Path, timeout_s: float, device: str, environment: Mapping[str, str]
+) -> Record:
+    with started(environment, train_uncut, workload, steps, folder, device) as uncut:
         return record(uncut, timeout_s)
 
 
-def split_run(workload: str, steps: int, folder: Path, timeout_s: float) -> tuple[Record, Record]:
-    """Client and server."""
-    make_demo_kit(folder / "keys", (CLIENT, SERVER))
-    with (
-        started(ONE_THREAD, take_part, workload, steps, folder, SERVER) as server,
-        started(ONE_THREAD, take_part, workload, steps, folder, CLIENT) as client,
-    ):
-        client.send(heard(server, START_TIMEOUT_S))
-        return record(client, timeout_s), record(server, timeout_s)
+def split_run(workload: str, steps: int, folder: Path, timeout_s: float, device: str) -> dict[str, Record]:
+    """What each party measured."""
+    parties = (*WORKLOADS[workload].clients, SERVER)
+    make_demo_kit(folder / "keys", parties)
+    with ExitStack() as stack:
+        pipes = {
+            party: stack.enter_context(started(ONE_THREAD, take_part, workload, steps, folder, device, party))
+            for party in parties
+        }
+        port = heard(pipes[SERVER], START_TIMEOUT_S)
+        for party in WORKLOADS[workload].clients:
+            pipes[party].send(port)
+        return {party: record(pipe, timeout_s) for party, pipe in pipes.items()}
 
 
 @contextmanager
@@ -172,7 +191,7 @@ def summary(workload: str, pairs: list[Pair]) -> dict[str, Any]:
         "ratio_tuned": round(statistics.median(tuned), 4),
         "low_tuned": round(tuned_low, 4),
         "high_tuned": round(tuned_high, 4),
-        "bytes_per_step": round((pairs[0].client.sent_bytes + pairs[0].server.sent_bytes) / steps),
+        "bytes_per_step": round(pairs[0].sent_bytes / steps),
         "peak_mb": round(max(max(pair.client.peak_mb, pair.server.peak_mb) for pair in pairs)),
         "peak_mb_client": round(max(pair.client.peak_mb for pair in pairs)),
         "peak_mb_server": round(max(pair.server.peak_mb for pair in pairs)),
@@ -185,8 +204,8 @@ def summary(workload: str, pairs: list[Pair]) -> dict[str, Any]:
         "client_ms": stages([pair.client for pair in pairs], steps),
         "server_ms": stages([pair.server for pair in pairs], steps),
         "max_weight_difference": max(pair.weight_difference for pair in pairs),
-        "loss_difference": max(abs(pair.client.loss - pair.uncut.loss) for pair in pairs),
-        "final_loss": pairs[-1].client.loss,
+        "loss_difference": max(abs(pair.server.loss - pair.uncut.loss) for pair in pairs),
+        "final_loss": pairs[-1].server.loss,
         "pairs": len(pairs),
         "steps": steps,
         "ratios": [round(ratio, 4) for ratio in ratios],

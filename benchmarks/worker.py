@@ -4,18 +4,22 @@ Each trains with one thread, writes its weights into a folder, and sends a `Reco
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import nan
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from cutlayer.keys import load_credentials
+from cutlayer.keys import PublicKeys, load_credentials, load_sealer
+from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed, Progressed
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.memory import keep_freed_memory
@@ -23,7 +27,7 @@ from cutlayer.party.run import Network, run
 from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from workloads import CUT, LR, WORKLOADS, Workload
 
-CLIENT, SERVER = "hospital-a", "lab"
+SERVER = "lab"
 WARM_UP = 5
 
 
@@ -45,12 +49,13 @@ class Record:
 # ---------------------------------------------------------------------- the uncut model
 
 
-def train_uncut(name: str, steps: int, folder: Path, pipe: Connection) -> None:
+def train_uncut(name: str, steps: int, folder: Path, device: str, pipe: Connection) -> None:
     """Train the uncut model on the batches of the split run."""
     torch.set_num_threads(1)
     workload = WORKLOADS[name]
-    model = workload.model()
+    model = workload.model().to(device)
     x, y, epochs = workload.epochs(steps)
+    x, y = x.to(device), y.to(device)
     loss_of = getattr(F, workload.loss)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     losses: list[float] = []
@@ -64,20 +69,21 @@ def train_uncut(name: str, steps: int, folder: Path, pipe: Connection) -> None:
             optimizer.step()
             losses.append(loss.item())
             clock.step()
-    save_file(model.state_dict(), folder / "weights.safetensors")
+    save_file(model.cpu().state_dict(), folder / "weights.safetensors")
     pipe.send(Record(step_s=clock.steps(), loss=fmean(losses), peak_mb=peak_mb(), cpu_ms=clock.cpu_ms()))
 
 
 # ---------------------------------------------------------------------- a party of the split run
 
 
-def take_part(name: str, steps: int, folder: Path, party: str, pipe: Connection) -> None:
+def take_part(name: str, steps: int, folder: Path, device: str, party: str, pipe: Connection) -> None:
     """Take part in the split run on the path of real runs. The server sends its port first; the client is sent it."""
     keep_freed_memory()
     torch.set_num_threads(1)
     workload = WORKLOADS[name]
     x, y, epochs = workload.epochs(steps)
-    agreement = agree(workload, x.shape[1:], epochs)
+    agreement = agree(workload, x.shape[1:], epochs, folder / "keys")
+    rows = brought(workload, x, y)
     clock = Clock()
 
     def observe(fact: Fact) -> None:
@@ -86,20 +92,26 @@ def take_part(name: str, steps: int, folder: Path, party: str, pipe: Connection)
         elif isinstance(fact, Noticed) and "listens on port" in fact.sentence:
             pipe.send(int(fact.sentence.rpartition(" ")[2]))
 
-    address = ("127.0.0.1", pipe.recv() if party == CLIENT else 0)
+    address = ("127.0.0.1", pipe.recv() if party != SERVER else 0)
     outcome = run(
         agreement,
         party,
-        Network(credentials=load_credentials(folder / "keys", party), listen=address, connect=address),
+        Network(
+            credentials=load_credentials(folder / "keys", party),
+            seals=load_sealer(folder / "keys", party, public_keys(folder / "keys", agreement.plan.terms.parties)),
+            listen=address,
+            connect=address,
+        ),
         secret=bytes(32),
-        data=TensorDataset(x, y) if party == CLIENT else None,
+        data=rows.get(party),
         observers=(observe,),
+        device=device,
     )
     outcome.save(folder / party)
     pipe.send(
         Record(
             step_s=clock.steps(),
-            loss=outcome.meter.history[-1].metrics["loss"],
+            loss=outcome.meter.history[-1].metrics["loss"] if outcome.meter.history else nan,
             peak_mb=peak_mb(),
             cpu_ms=clock.cpu_ms(),
             stage_s=dict(outcome.meter.seconds),
@@ -108,12 +120,28 @@ def take_part(name: str, steps: int, folder: Path, party: str, pipe: Connection)
     )
 
 
-def agree(workload: Workload, row: torch.Size, epochs: int) -> Agreement:
+def brought(workload: Workload, x: Tensor, y: Tensor) -> dict[str, TensorDataset]:
+    """Who has which columns: one client all, or each of several its part of the features, and the server the labels."""
+    if len(workload.clients) == 1:
+        return {workload.clients[0]: TensorDataset(x, y)}
+    parts = (part.contiguous() for part in x.chunk(len(workload.clients), 1))
+    return {name: TensorDataset(part) for name, part in zip(workload.clients, parts, strict=True)} | {
+        SERVER: TensorDataset(y)
+    }
+
+
+def public_keys(keys: Path, parties: Iterable[str]) -> dict[str, PublicKeys]:
+    return {name: read_public_keys(keys / f"{name}.pub", name) for name in parties}
+
+
+def agree(workload: Workload, row: torch.Size, epochs: int, keys: Path) -> Agreement:
     """The plan of the split run: a round is an epoch in natural order, nothing is held out."""
+    vertical = len(workload.clients) > 1
+    inputs = (InputTerms(shape=(row[0] // len(workload.clients),)),) if vertical else ()
     terms = Terms(
-        topology="vanilla",
-        schedule="alternating",
-        model=ModelTerms(cut=(CUT,)),
+        topology="vertical" if vertical else "vanilla",
+        schedule="joint" if vertical else "alternating",
+        model=ModelTerms(cut=() if vertical else (CUT,)),
         input=InputTerms(shape=tuple(row)),
         training=Training(
             loss=Method(name=workload.loss),
@@ -123,7 +151,15 @@ def agree(workload: Workload, row: torch.Size, epochs: int) -> Agreement:
             shuffle=False,
             held_out=0.0,
         ),
-        parties={CLIENT: PartyTerms(role="client"), SERVER: PartyTerms(role="server", address="127.0.0.1:7443")},
+        parties={
+            name: PartyTerms(
+                role="server" if name == SERVER else "client",
+                input=() if name == SERVER else inputs,
+                signing_key=pinned.signing,
+                sealing_key=pinned.sealing,
+            )
+            for name, pinned in public_keys(keys, (*workload.clients, SERVER)).items()
+        },
     )
     return draft(terms, workload.model())
 

@@ -1,7 +1,8 @@
-"""Three fixed workloads on which every speed figure of the project is taken.
+"""Fixed workloads on which every speed figure of the project is taken.
 
 W1  small cut, client-heavy:  28x28 images, two conv blocks | 64x7x7 float32 (784 KiB a batch of 64) | two linear layers
 W2  latency-bound:            64 columns, two towers of 32 | 64 float32 (64 KiB a batch of 256) | two linear layers
+W2V the same network vertical:  32 columns and a tower at each of two parties, 32 KiB a party; top and labels at a third
 W3  bandwidth-bound:          32x32 images, one conv | 64x32x32 float32 (16 MiB a batch of 64) | pool, conv, linear
 
 Seeds, shapes, batches and the optimizer (plain SGD) are part of the definition. A step of W2 takes less than a
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from cutlayer.model.parts import Parts
 
 LR = 0.05
 MODEL_SEED = 1
@@ -30,11 +33,14 @@ class Workload:
     loss: str
     batch: int
     steps: int
+    clients: tuple[str, ...] = ("hospital-a",)
+    """The parties that have features; where there are several, each has as many columns of the same rows."""
 
     def model(self) -> nn.Module:
         """The uncut model; its weights are the same in every process of one machine."""
         torch.manual_seed(MODEL_SEED)
-        return nn.Sequential(*self.parts())
+        bottom, top = self.parts()
+        return nn.Sequential(bottom, top) if len(self.clients) == 1 else Towers(bottom, top)
 
     def epochs(self, steps: int) -> tuple[Tensor, Tensor, int]:
         """The rows of as many batches as `steps` need, or of an epoch if that is less; how many epochs make `steps`."""
@@ -71,6 +77,19 @@ def w2() -> tuple[nn.Module, nn.Module]:
     return TwoTowers(), nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1), nn.Flatten(0))
 
 
+class Towers(Parts):
+    """W2 as the parts of three parties: called with all columns it is the uncut model."""
+
+    def __init__(self, bottoms: nn.Module, top: nn.Module) -> None:
+        super().__init__([*((f"bottom_{name}", part) for name, part in bottoms.named_children()), ("top", top)])
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        *bottoms, top = self.children()
+        columns = tensors[0].chunk(len(bottoms), 1)
+        scores: Tensor = top(torch.cat([part(x) for part, x in zip(bottoms, columns, strict=True)], 1))
+        return scores
+
+
 def w3() -> tuple[nn.Module, nn.Module]:
     top = nn.Sequential(
         nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(),
@@ -100,6 +119,15 @@ WORKLOADS = {
         Workload(name="W1", parts=w1, rows=lambda: images(6000, 1, 28), loss="cross_entropy", batch=64, steps=93),
         Workload(
             name="W2", parts=w2, rows=columns, loss="binary_cross_entropy_with_logits", batch=256, steps=780
+        ),
+        Workload(
+            name="W2V",
+            parts=w2,
+            rows=columns,
+            loss="binary_cross_entropy_with_logits",
+            batch=256,
+            steps=780,
+            clients=("left", "right"),
         ),
         Workload(name="W3", parts=w3, rows=lambda: images(512, 3, 32), loss="cross_entropy", batch=64, steps=56),
     )

@@ -7,13 +7,19 @@ from cutlayer.errors import CutlayerError
 
 if TYPE_CHECKING:
     from cutlayer.model.parts import Parts
+    from cutlayer.party.export import load_model
     from cutlayer.simulation import Result, simulate
 
 # (The room is called `simulation`: a module called like the function would take its place when it is imported.)
 __version__ = "0.1.0"
-__all__ = ["CutlayerError", "Parts", "Result", "__version__", "simulate"]
+__all__ = ["CutlayerError", "Parts", "Result", "__version__", "load_model", "simulate"]
 
-_ROOMS = {"Parts": "cutlayer.model.parts", "Result": "cutlayer.simulation", "simulate": "cutlayer.simulation"}
+_ROOMS = {
+    "Parts": "cutlayer.model.parts",
+    "Result": "cutlayer.simulation",
+    "load_model": "cutlayer.party.export",
+    "simulate": "cutlayer.simulation",
+}
 
 
 def __getattr__(name: str) -> object:

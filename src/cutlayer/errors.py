@@ -15,10 +15,12 @@ CutlayerError
 └── RunError             the run cannot go on
     ├── SegmentFailed        the user's own model raised an exception
     ├── PeerStopped          a peer ended the run and said why
+    ├── Misaligned           two parties mean different rows by the same ticket
     └── Diverged             a loss or a gradient is not finite
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class CutlayerError(Exception):
@@ -104,6 +106,19 @@ class SegmentFailed(RunError):
 
 class PeerStopped(RunError):
     """A peer ended the run and said why."""
+
+
+class Misaligned(RunError):
+    """Two parties bring columns of different rows for the same ticket. No gradient was made of them."""
+
+    def __init__(self, ticket: object, batch: Any, parties: tuple[str, str], marks: tuple[bytes, bytes]) -> None:
+        self.ticket, self.batch, self.parties, self.marks = ticket, batch, parties, marks
+        one, other = parties
+        at = f"rows {batch.start} to {batch.stop - 1}"
+        super().__init__(
+            f"{one} at {at} and {other} at {at} of their common order ({ticket}) do not have the same rows: align "
+            "their tables anew with `cutlayer align`, and name its file in both parties' own files"
+        )
 
 
 class Diverged(RunError):

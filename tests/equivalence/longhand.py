@@ -14,7 +14,7 @@ from cutlayer.plan.streams import stream_seed
 Batch = tuple[Tensor, Tensor]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 EXACT, NOISE = 1e-12, 1e-9
-SECRETS = {name: bytes([number]) * 32 for number, name in enumerate(["a", "b", "c", "server", "aggregator"])}
+SECRETS = {name: bytes([number]) * 32 for number, name in enumerate(["a", "b", "c", "server", "aggregator", "d"])}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,8 @@ def assert_network_equals_simulation(crew: Crew, job: Job) -> None:
         assert answers[name].report["weights"] == wanted, f"{name}, {job.case} cut after {job.terms.model.cut}"
         assert answers[name].report["bytes"] == simulated.bytes[name]
     for name, scores in simulated.metrics.items():
-        assert answers[name].report["metrics"][name] == scores
+        if name in answers:  # rows of several parties have no owner who is told
+            assert answers[name].report["metrics"][name] == scores
         assert answers["server"].report["metrics"][name] == scores
 
 

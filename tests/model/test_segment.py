@@ -37,7 +37,7 @@ def at_the_end(module: nn.Module) -> ModelSegment:
         secret=SECRET,
         returns={"in": (True,), "y": (False,)},
         loss=Loss(TRAINING.loss),
-        labels_edge="y",
+        target_edge="y",
     )
 
 

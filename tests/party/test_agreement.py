@@ -51,7 +51,7 @@ def test_a_draft_says_what_lies_where_and_what_crosses() -> None:
     assert contents.edges["bottom->top"] == (TensorSpec(dtype="float64", shape=("B", 5)),)
     assert agreement.inputs == (TensorSpec(dtype="float64", shape=("B", 4), differentiable=False),)
     assert agreement.labels == TensorSpec(dtype="int64", shape=("B",), differentiable=False)
-    assert contents.classes == 3
+    assert contents.classes == {"y": 3}
     assert agreement.plan.terms.training.optimizer.name == "SGD"
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cutlayer.data.roles import Embedded, Number, TableRoles, plain_numbers
 from cutlayer.errors import PlanError
 from cutlayer.party.local import accept, check_accepted, read_party_file
 from cutlayer.party.run import address_of
@@ -95,3 +96,69 @@ def test_addresses_are_host_and_port(text: str, address: tuple[str, int]) -> Non
 def test_what_is_no_address_is_told(text: str) -> None:
     with pytest.raises(PlanError, match="is no address for lab: write host:port"):
         address_of(text, "lab")
+
+
+TABLE = """
+data = "customers.parquet"
+id = "customer_id"
+label = "default"
+classes = ["no", "yes"]
+aligned = "aligned.parquet"
+unlabelled = true
+[columns]
+income = { kind = "number" }
+region = { kind = "embedded", size = 16 }
+"""
+
+
+def test_a_partys_file_gives_each_column_its_role(tmp_path: Path) -> None:
+    path = tmp_path / "party.toml"
+    path.write_text(TABLE)
+    party = read_party_file(path)
+    assert party.aligned == str(tmp_path / "aligned.parquet")
+    assert party.roles == TableRoles(
+        columns={"income": Number(), "region": Embedded(size=16)},
+        id="customer_id",
+        label="default",
+        classes=("no", "yes"),
+        aligned=tmp_path / "aligned.parquet",
+        unlabelled=True,
+    )
+
+
+def test_a_table_without_roles_ids_or_gaps_is_plain_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "party.toml"
+    path.write_text('data = "rows.csv"\nlabel = "sick"\nfeatures = ["age"]\n')
+    assert read_party_file(path).roles is None
+
+
+def test_features_beside_an_id_are_plain_numbers_and_a_label_alone_is_all_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "party.toml"
+    path.write_text('id = "who"\nfeatures = ["age"]\n')
+    assert read_party_file(path).roles == TableRoles(columns=plain_numbers(["age"]), id="who")
+    for text in ('id = "who"\nlabel = "sick"\n', 'id = "who"\nlabel = "sick"\n[columns]\n'):
+        path.write_text(text)
+        assert read_party_file(path).roles == TableRoles(columns={}, id="who", label="sick")
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        (
+            '[columns]\nage = "numbr"\nsex = { kind = "one_hot" }\n',
+            ["did you mean 'number'", "columns.sex.size is missi"],
+        ),
+        ('features = ["age"]\n[columns]\nage = "number"\n', ["leave features out"]),
+        ('label = "sick"\nunlabelled = true\n', ["unlabelled is for a table whose features are named"]),
+        ('label = "age"\n[columns]\nage = "number"\n', ["column 'age' is the label, and has a role"]),
+        ("columns = 3\n", ["columns = 3"]),
+    ],
+)
+def test_all_faults_of_a_partys_columns_are_told(tmp_path: Path, text: str, faults: list[str]) -> None:
+    path = tmp_path / "party.toml"
+    path.write_text(text)
+    with pytest.raises(PlanError) as caught:
+        read_party_file(path)
+    assert len(caught.value.faults) == len(faults)
+    for fault, told in zip(caught.value.faults, faults, strict=True):
+        assert told in fault

@@ -39,10 +39,12 @@ def optimizer(**options: Any) -> dict[str, Any]:
 
 
 FAULTY: dict[str, dict[str, Any]] = {
-    "format = 3: this cutlayer reads plans of format 2": {"format": 3},
+    "format = 2: this cutlayer reads plans of format 3": {"format": 2},
     "input.shape = [3, 0]: sizes of one row are at least 1 (without": {"input": InputTerms(shape=(3, 0))},
     "topology = 'vanila' is unknown: did you mean 'vanilla'?": {"topology": "vanila"},
-    "topology = 'x' is unknown; known are u_shaped, vanilla": {"topology": "x"},
+    "topology = 'x' is unknown; known are decoupled, extended_vanilla, multi_hop, multi_task, own, semi_su": {
+        "topology": "x"
+    },
     "schedule = 'Alternate' is unknown: did you mean 'alternating'?": {"schedule": "Alternate"},
     "model.cut names 2 layer(s), but vanilla has 2 segments (bottom, top): name 1": {
         "model": ModelTerms(cut=("a", "b"))
@@ -107,7 +109,7 @@ def test_all_faults_are_found_at_once() -> None:
 
 
 def test_no_topology_goes_with_a_schedule_that_is_not_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutlayer.plan.check.LEGAL", {"vanilla": frozenset({"relay", "parallel"})})
+    monkeypatch.setattr("cutlayer.plan.casting.LEGAL", {"vanilla": frozenset({"relay", "parallel"})})
     told = "the topology vanilla does not go with the schedule alternating; it goes with parallel, relay"
     assert faults(SOUND) == [told]
 

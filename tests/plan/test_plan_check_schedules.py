@@ -23,7 +23,7 @@ FAULTY: dict[str, tuple[str, dict[str, Any]]] = {
         "splitfed_v1", OWN | {"aggregator_sees_weights": True},
     ),
     '2 parties have role = "aggregator"; one sums for all': (
-        "splitfed_v1", {"parties": OWN["parties"] | {"sums": PartyTerms(role="aggregator")}},
+        "splitfed_v1", {"parties": SOUND.parties | dict.fromkeys(("sums", "adds"), PartyTerms(role="aggregator"))},
     ),
     f"training.averaged_optimizer {MEANS_NOTHING} relay: it is for": ("relay", training(averaged_optimizer="keep")),
     f"training.proximal {MEANS_NOTHING} alternating": ("alternating", training(proximal=0.1)),

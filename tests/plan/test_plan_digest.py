@@ -22,6 +22,7 @@ from cutlayer.plan.plan import (
     Training,
 )
 from cutlayer.plan.tensors import TensorShape, TensorSpec
+from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 PLAN = Plan(
     terms=Terms(
@@ -34,15 +35,23 @@ PLAN = Plan(
             optimizer=Method(name="SGD", options={"lr": 0.1, "nesterov": False}),
             lr_schedule=Method(name="StepLR", options={"step_size": 2}),
             server_optimizer=Method(name="SGD", options={"lr": 0.2}),
+            losses={"top_2": Method(name="mse_loss")},
+            loss_weights={"top_2": 0.5},
             batch_size=16,
             rounds=2,
         ),
         parties={
             "hospital-b": PartyTerms(role="client", key="0a"),
             "hospital-a": PartyTerms(role="client"),
-            "lab": PartyTerms(role="server", address="lab.example.org:7443"),
+            "lab": PartyTerms(
+                role="server", address="lab.example.org:7443", input=(InputTerms(shape=(2,), dtype="int64"),)
+            ),
         },
         conductor="lab",
+        labels="hospital-a",
+        source=(Source(name="x", role="client", kind="rows"),),
+        segment=(SegmentNode(name="top", role="lab", loss=True, join="sum", auxiliary=True),),
+        edge=(Edge(source="x", target="top", gradient=False, every=3),),
     ),
     contents=Contents(
         segments={
@@ -54,7 +63,7 @@ PLAN = Plan(
             "bottom->top": (TensorSpec(dtype="float32", shape=("B", 4)),),
             "y->top": (TensorSpec(dtype="int64", shape=("B",), differentiable=False),),
         },
-        classes=2,
+        classes={"y": 2},
         model_digest="ab",
         weights_digest="cd",
         personal=("layer1.bias",),
@@ -66,7 +75,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "3a1ef1170da5a87ecfe53325ab3fe3fbe31773cc0e8d32804beaae4d0a86d428"
+GOLDEN = "71ab01995c1a77d65221d9580cb3641934261deaf374417a6f6c48c3ef7ecb81"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -120,7 +129,8 @@ def test_the_digest_changes_with_everything_that_was_agreed(changed: Plan) -> No
 
 
 def test_all_fields_are_among_the_changes_above() -> None:
-    kinds = (Terms, ModelTerms, InputTerms, Training, PartyTerms, Limits, Method, SegmentContents, Contents)
+    graph = (Source, SegmentNode, Edge)
+    kinds = (Terms, ModelTerms, InputTerms, Training, PartyTerms, Limits, Method, SegmentContents, Contents, *graph)
     for kind in kinds:
         names = getattr(kind, "__struct_fields__", None) or [field.name for field in dataclasses.fields(kind)]
         for name in names:

@@ -6,6 +6,7 @@ from cutlayer.errors import PlanError
 from cutlayer.plan.document import read_terms
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import FORMAT, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 SHORT = """
 topology = "u_shaped"
@@ -48,11 +49,26 @@ loss = { lr = 1 }
 optimizer = { name = "SGD", lr = [["a"]] }
 batch_size = 8.5
 held_out = "a fifth"
+losses = { top = 3 }
+loss_weights = { top = "heavy" }
 
 [parties]
 stray = 3
 [parties.hospital-a]
 rolle = "client"
+input = { shape = [1], dtype = "int3" }
+
+[[source]]
+name = "x"
+roll = "client"
+kind = "row"
+
+[[edge]]
+source = "x"
+[[edge]]
+source = "x"
+target = "top"
+every = 1.5
 
 [limits]
 header_bytes = true
@@ -62,18 +78,26 @@ FAULTS = [
     "wholly_unknown is no key of a plan; known are aggregator_sees_wei",
     "schedule = 3: expected `str`, got `int`",
     "model.cut = 3: expected `array`, got `int`",
-    "input.shape = [2, 'x']: expected `int`, got `str`",
-    "input.dtype = 'float31' is unknown: did you mean 'float32'?",
     'training.loss must be a name, or a table with a name, such as { name = "Adam", lr = 0.001 }',
     "training.optimizer: its options must be numbers, words or lists of numbers (",
     "training.batch_size = 8.5: expected `int`, got `float`",
     "training.held_out = 'a fifth': expected `float`, got `str`",
+    'training.losses.top must be a name, or a table with a name, such as { name = "Adam"',
+    "training.loss_weights = {'top': 'heavy'}: expected `float`, got `str`",
     "training.rounds is missing",
     "[parties.stray] must be a table of keys",
     "parties.hospital-a.rolle is no key of a plan: did you mean 'role'?",
+    "parties.hospital-a.input.dtype = 'int3' is unknown: did you mean 'int32'?",
     "parties.hospital-a.role is missing",
+    "input.shape = [2, 'x']: expected `int`, got `str`",
+    "input.dtype = 'float31' is unknown: did you mean 'float32'?",
     "turn = 'epoche' is unknown: did you mean 'epoch'?",
     "seed = '1': expected `int`, got `str`",
+    "source.roll is no key of a plan: did you mean 'role'?",
+    "source.kind = 'row' is unknown: did you mean 'rows'?",
+    "source.role is missing",
+    "edge[0].target is missing",
+    "edge[1].every = 1.5: expected `int`, got `float`",
     "limits.header_bytes = True: expected `int`, got `bool`",
     "topology is missing",
 ]
@@ -90,7 +114,7 @@ def test_what_is_written_is_read_and_the_rest_has_defaults() -> None:
         topology="u_shaped",
         schedule="alternating",
         model=ModelTerms(cut=("layer1", "layer3"), source="model.py", weights="initial.safetensors"),
-        input=InputTerms(shape=(3, 32, 32), dtype="float32"),
+        input=(InputTerms(shape=(3, 32, 32), dtype="float32"),),
         training=Training(
             loss=Method(name="cross_entropy"),
             optimizer=Method(name="SGD", options={"lr": 0.1, "momentum": 0.9}),
@@ -104,6 +128,50 @@ def test_what_is_written_is_read_and_the_rest_has_defaults() -> None:
         format=FORMAT,
         limits=Limits(),
     )
+
+
+GRAPH = """
+[[source]]
+name = "x"
+role = "hospital-a"
+kind = "rows"
+[[segment]]
+name = "top"
+role = "lab"
+loss = true
+join = ""
+[[edge]]
+source = "x"
+target = "top"
+gradient = false
+every = 3
+"""
+
+
+def test_a_graph_of_ones_own_is_read_table_by_table() -> None:
+    terms = read_terms(SHORT.replace('"u_shaped"', '"own"') + GRAPH)
+    assert terms.source == (Source(name="x", role="hospital-a", kind="rows"),)
+    assert terms.segment == (SegmentNode(name="top", role="lab", loss=True),)
+    assert terms.edge == (Edge(source="x", target="top", gradient=False, every=3),)
+    assert terms.drawn().nodes == terms.source + terms.segment
+
+
+def test_a_row_of_several_tensors_is_several_tables_and_a_party_may_have_its_own() -> None:
+    text = SHORT.replace("[input]", "[[input]]") + '[[input]]\nshape = [4]\ndtype = "int64"\n'
+    text = text.replace('role = "client"', 'role = "client"\ninput = [{ shape = [2] }, { shape = [] }]')
+    terms = read_terms(text)
+    two = (InputTerms(shape=(3, 32, 32)), InputTerms(shape=(4,), dtype="int64"))
+    own = (InputTerms(shape=(2,)), InputTerms(shape=()))
+    assert terms.input == two
+    assert (terms.inputs_of("hospital-a"), terms.inputs_of("client"), terms.inputs_of("lab")) == (own, two, two)
+
+
+def test_methods_and_weights_of_several_losses_are_tables_by_segment() -> None:
+    more = 'losses = { top_1 = "mse_loss", top_2 = { name = "huber_loss", delta = 2.0 } }\nloss_weights.top_1 = 0.5\n'
+    training = read_terms(SHORT.replace("batch_size", more + "batch_size")).training
+    huber = Method(name="huber_loss", options={"delta": 2.0})
+    assert training.losses == {"top_1": Method(name="mse_loss"), "top_2": huber}
+    assert training.loss_weights == {"top_1": 0.5}
 
 
 def test_the_order_of_parties_is_that_of_the_text() -> None:
@@ -124,7 +192,7 @@ def test_all_faults_are_found_at_once_in_the_order_of_the_plan() -> None:
 
 
 def test_an_empty_plan_misses_what_has_no_default() -> None:
-    required = ["topology", "schedule", "model", "input", "training", "parties"]
+    required = ["topology", "schedule", "model", "training", "parties"]
     assert faults_of("") == [f"{name} is missing" for name in required]
 
 

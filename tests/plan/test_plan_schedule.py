@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cutlayer.plan.batches import step_count
 from cutlayer.plan.course import Course
 from cutlayer.plan.schedule import LEGAL, SCHEDULES, Evaluate, Train, TurnUnit, alternating
-from cutlayer.plan.topology import TOPOLOGIES
+from cutlayer.plan.topology import OWN, TOPOLOGIES
 
 
 def course(
@@ -100,13 +100,23 @@ def test_each_step_of_each_party_comes_once_a_round_in_order(
 
 
 def test_legal_pairs_name_topologies_and_schedules_that_there_are() -> None:
-    assert LEGAL.keys() == TOPOLOGIES.keys()
+    assert LEGAL.keys() == {*TOPOLOGIES, OWN}
     assert all(schedules <= SCHEDULES.keys() for schedules in LEGAL.values())
+    assert set().union(*LEGAL.values()) == SCHEDULES.keys()
+
+
+def table(head: str) -> list[list[str]]:
+    """The cells of a table in the docs, without its head."""
+    lines = (Path(__file__).parents[2] / "docs" / "concepts.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {head} |"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in takewhile(bool, lines[start + 2 :])]
+
+
+def test_the_table_of_topologies_in_the_docs_has_each_of_them() -> None:
+    assert [row[0].strip("`") for row in table("topology")] == [*TOPOLOGIES, OWN]
 
 
 def test_the_table_of_legal_pairs_in_the_docs_is_the_one_that_is_checked() -> None:
-    lines = (Path(__file__).parents[2] / "docs" / "concepts.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| schedule |"))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in takewhile(bool, lines[start + 2 :])]
+    rows = table("schedule")
     told = {row[0].strip("`"): {topology.strip(" `") for topology in row[-1].split(",")} for row in rows}
     assert told == {name: {t for t, legal in LEGAL.items() if name in legal} for name in SCHEDULES}

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.plan.course import Course
-from cutlayer.plan.schedule import SCHEDULES, Average, Evaluate, HandOver, Share, Train, Work
+from cutlayer.plan.schedule import SCHEDULES, Average, Entrust, Evaluate, HandOver, Predict, Share, Train, Work
 
 
 def course(*train: int, held_out: tuple[int, ...] = (), schedule: str = "relay", **terms: Any) -> Course:
     names = "abcdef"[: len(train)]
     roles = {"client": ("bottom",), "server": ("top",)}
-    settings: dict[str, Any] = {"rounds": 1, "batch_size": 4}
+    sharing = ("bank", "shop", "bureau") if schedule == "joint" else ()
+    settings: dict[str, Any] = {"rounds": 1, "batch_size": 4, "row_owners": sharing}
     return Course(
         train_rows=dict(zip(names, train, strict=True)),
         held_out_rows=dict(zip(names, held_out or (0,) * len(train), strict=True)),
@@ -29,6 +30,7 @@ def said(schedule: str, *train: int, **terms: Any) -> list[str]:
 
 
 def word(work: Work) -> str:
+    assert not isinstance(work, Predict), "no schedule predicts"
     match work:
         case Train():
             return f"{''.join(work.parties)}{work.first}-{work.first + work.steps - 1}"
@@ -38,6 +40,8 @@ def word(work: Work) -> str:
             return f"{work.source} to {work.target}"
         case Share():
             return f"share {work.kind} " + ", ".join(f"{name} {weight:g}" for name, weight in work.holders.items())
+        case Entrust():
+            return f"{work.source} tells {' and '.join(work.targets)}"
         case Average():
             return f"{'+'.join(work.segments)} to {''.join(work.takers)}"
 
@@ -89,6 +93,12 @@ def test_v2_trains_in_an_order_that_differs_from_round_to_round() -> None:
     )
     assert len(orders) > 3
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+
+
+def test_joint_tells_the_order_of_rows_once_and_then_trains_on_all_parties_rows_as_one() -> None:
+    told = "bank tells shop and bureau"
+    assert said("joint", 9, held_out=(2,), rounds=2) == [told, "a0-2", "evaluate a", "a0-2", "evaluate a"]
+    assert said("joint", 9, rounds=1, row_owners=("bank",)) == ["a0-2"]
 
 
 def test_a_mean_goes_to_who_evaluates_or_trains_next_and_in_the_end_to_all() -> None:

@@ -81,7 +81,7 @@ class Crew:
     def run(self, job: Job) -> dict[str, Answer]:
         """Run the job at all its parties; the server first, since it has the port."""
         parties = list(job.terms.parties)
-        (server,) = job.terms.filling("server")
+        server = job.terms.conductor or job.terms.filling("server")[0]
         self._pipes[server].send((job, 0))
         port = self._next(server)
         if isinstance(port, Answer):

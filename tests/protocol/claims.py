@@ -1,14 +1,16 @@
 """What holds of a whole run that has ended, whatever its schedule and the order in which messages arrived."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from cutlayer.plan.schedule import Evaluate, Share, Train
-from cutlayer.protocol.events import Add, Done, Joined, Replica, Run, Send, Step
-from cutlayer.protocol.messages import Report, State, Ticket
-from protocol.joined import Wire
-from protocol.plans import LAB, schedule_of, steps_of, turns_of
+from cutlayer.plan.topology import Topology
+from cutlayer.protocol.events import Add, Done, Joined, Replica, Run, Send, Step, Take
+from cutlayer.protocol.messages import Backward, Bye, Forward, Report, Sealed, State, Ticket
+from protocol.joined import Wire, mark_of
+from protocol.plans import LAB, owned, schedule_of, steps_of, turns_of
 
 Stepped = tuple[tuple[str, ...], int, float]
 """Whose rows a step was made of, its round and its normaliser."""
@@ -34,14 +36,29 @@ def assert_steps_as_scheduled(wire: Wire) -> None:
 
 
 def _steps_due(wire: Wire) -> Iterator[tuple[tuple[str, Replica], list[Stepped]]]:
-    plan, clients = wire.plan, wire.plan.terms.filling("client")
+    plan = wire.plan
+    owners = tuple(owned(plan, wire.rows))
     trains = [work for work in turns_of(plan, wire.rows).values() if isinstance(work, Train)]
     for segment in plan.topology.segments:
-        shared = segment.role == "server" and plan.schedule.server_shared
-        for owner in (LAB,) if shared else clients:
-            due = [step for work in trains for step in _steps_of_replica(wire, work, segment.role, owner)]
+        for holder, owner in _replicas(wire, segment.role, owners):
+            due = [
+                step
+                for work in trains
+                if segment in plan.topology.without(work.silent).segments
+                for step in _steps_of_replica(wire, work, segment.role, owner)
+            ]
             if due:
-                yield (LAB if segment.role == "server" else owner, (segment.name, owner)), due
+                yield (holder, (segment.name, owner)), due
+
+
+def _replicas(wire: Wire, role: str, owners: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The holders of a role's segments, and whom each replica is for."""
+    plan = wire.plan
+    if role == "client":
+        return [(owner, owner) for owner in owners]
+    holder = role if role in plan.terms.parties else plan.terms.filling(role)[0]
+    own = role == "server" and not plan.schedule.server_shared
+    return [(holder, owner) for owner in (owners if own else (holder,))]
 
 
 def _steps_of_replica(wire: Wire, work: Train, role: str, owner: str) -> Iterator[Stepped]:
@@ -50,8 +67,8 @@ def _steps_of_replica(wire: Wire, work: Train, role: str, owner: str) -> Iterato
     rows = [sum(each) for each in zip(*(steps_of(work, p, wire.rows, plan) for p in work.parties), strict=True)]
     equal = work.joined and plan.terms.training.client_segments == "equal"
     for normaliser in map(float, rows):
-        if role == "server":
-            if owner in (LAB, *work.parties):
+        if role != "client":
+            if plan.schedule.server_shared or owner in work.parties:
                 yield work.parties, work.round, normaliser
         elif owner in work.parties:
             yield (owner,), work.round, normaliser
@@ -80,7 +97,7 @@ def _group(ticket: Ticket) -> tuple[Any, ...]:
 
 
 def assert_values_came_by_their_edges(wire: Wire) -> None:
-    """The words that a loss was given tell the whole way that the rows of its ticket should have gone.
+    """What a segment was given tells the whole way that the rows of its ticket should have gone.
 
     Joined batches come all together, in party order.
     """
@@ -89,11 +106,12 @@ def assert_values_came_by_their_edges(wire: Wire) -> None:
         run = traced.action
         if not isinstance(run, Run) or run.direction == "load":
             continue
-        joined = getattr(turns[run.ticket.turn], "joined", False) and traced.party == LAB
-        assert run.owners == (turns[run.ticket.turn].parties if joined else ())
+        work = turns[run.ticket.turn]
+        joined = getattr(work, "joined", False) and traced.party == LAB
+        assert run.owners == (work.parties if joined else ())
         for place, owner in enumerate(run.owners or (run.ticket.owner,)):
-            parts = [(edge, _part(value, place if joined else None)) for edge, value in run.inputs.items()]
-            _assert_came_by_its_edges(wire, run, owner, parts)
+            parts = {edge: _part(value, place if joined else None) for edge, value in run.inputs.items()}
+            _assert_came_by_its_edges(wire.plan.topology.without(work.silent), run, owner, parts)
 
 
 def _part(value: Any, place: int | None) -> Any:
@@ -103,39 +121,68 @@ def _part(value: Any, place: int | None) -> Any:
     return value.parts[place]
 
 
-def _assert_came_by_its_edges(wire: Wire, run: Run, owner: str, inputs: list[tuple[str, Any]]) -> None:
-    ways = {
-        "vanilla": "top(bottom->top: bottom(x->bottom: x of {0}), y->top: y of {0})",
-        "u_shaped": "head(middle->head: middle(bottom->middle: bottom(x->bottom: x of {0})), y->head: y of {0})",
-    }
+def _assert_came_by_its_edges(topology: Topology, run: Run, owner: str, inputs: dict[str, Any]) -> None:
     ticket = Ticket(run.ticket.turn, owner, run.ticket.step, run.ticket.micro, run.ticket.purpose)
     if run.direction == "backward":
-        assert all(value == f"d {edge} {ticket}" for edge, value in inputs)
-    elif run.node in {"top", "head"}:
-        said = ", ".join(f"{edge}: {value}" for edge, value in inputs)
-        batch = said.rpartition(" of ")[2]
-        assert batch.startswith(owner)
-        assert f"{run.node}({said})" == ways[wire.plan.terms.topology].format(batch)
+        assert inputs == {edge: f"d {edge} {ticket}" for edge in inputs}
+        assert inputs.keys() <= {edge.name for edge in topology.outputs(run.node)}
+        return
+    (batch,) = {"".join(BATCH.findall(value)[:1]) for value in inputs.values()}
+    assert batch.startswith(f"{owner} (")
+    told = [(edge.name, _told(topology, edge.source, batch)) for edge in topology.inputs(run.node)]
+    assert list(inputs.items()) == told
+
+
+BATCH = re.compile(r" of ([\w-]+ \([^)]*\))")
+"""Whose rows a word speaks of, and which."""
+
+
+def _told(topology: Topology, node: str, batch: str) -> str:
+    """What a node says of a batch, by the way that leads to it."""
+    if topology.source(node):
+        return f"{node} of {batch}"
+    inputs = (f"{edge.name}: {_told(topology, edge.source, batch)}" for edge in topology.inputs(node))
+    return f"{node}({', '.join(inputs)})"
 
 
 def assert_losses_told_to_whom_they_belong(wire: Wire) -> None:
-    """A client hears the losses of its own rows only, each once; the lab hears all."""
-    turns = turns_of(wire.plan, wire.rows)
+    """A client hears the losses of its own rows only, each once; the lab hears all; others know what they hold."""
+    plan, turns = wire.plan, turns_of(wire.plan, wire.rows)
     for name in wire.sessions:
-        told = Counter((tell.turn, owner) for tell in wire.tells(name) for owner in tell.sums)
-        due = [(number, owner) for number, work in turns.items() for owner in work.parties]
-        assert told == Counter(each for each in due if name in {LAB, each[1]})
+        told: dict[tuple[int, str], dict[str, float]] = {}
         for tell in wire.tells(name):
             for owner, sums in tell.sums.items():
-                assert sums == _sums_of(wire, turns[tell.turn], owner)
+                known = told.setdefault((tell.turn, owner), {})
+                assert not known.keys() & sums.keys()
+                known.update(sums)
+        due: dict[tuple[int, str], dict[str, float]] = {}
+        for number, work in turns.items():
+            for owner in work.parties:
+                losses = plan.topology.without(work.silent).losses
+                heard = [loss for loss in losses if name in {LAB, owner, plan.holder(loss.role, owner)}]
+                if heard:
+                    prefixes = [plan.score_prefixes[loss.name] for loss in heard]
+                    due[number, owner] = _sums_of(wire, work, owner, prefixes)
+        assert told == due
         for send in wire.sent(LAB, name):
             assert not isinstance(send.message, Report) or set(send.message.sums) <= {name}
 
 
-def _sums_of(wire: Wire, work: Train | Evaluate, owner: str) -> dict[str, float]:
-    held_out = wire.rows[owner].held_out
+def _sums_of(wire: Wire, work: Train | Evaluate, owner: str, prefixes: list[str]) -> dict[str, float]:
+    held_out = owned(wire.plan, wire.rows)[owner].held_out
     rows = sum(steps_of(work, owner, wire.rows, wire.plan)) if isinstance(work, Train) else held_out
-    return {"loss": 2.0 * rows, "normaliser": float(rows)}
+    sums = {"loss": 2.0 * rows, "normaliser": float(rows)}
+    return {prefix + name: value for prefix in prefixes for name, value in sums.items()}
+
+
+def assert_rows_are_loaded_in_the_order_that_all_were_told(wire: Wire) -> None:
+    """Where parties have columns of the same rows, nobody loads one before it knows the key of their order."""
+    owners = wire.plan.row_owners if wire.plan.schedule.together else ()
+    for name in owners[1:]:
+        done = [a for a in wire.actions(name) if isinstance(a, Take) or (isinstance(a, Run) and a.direction == "load")]
+        assert sum(isinstance(action, Take) for action in done) == 1
+        assert isinstance(done[0], Take)
+        assert done[0].message.source == owners[0]
 
 
 # ---------------------------------------------------------------------- movements
@@ -170,6 +217,36 @@ def assert_states_go_once_and_by_the_lab(wire: Wire) -> None:
 
 def _states(wire: Wire, party: str) -> list[tuple[State, Any]]:
     return [(send.message, send.payload) for send in wire.sent(party) if isinstance(send.message, State)]
+
+
+# ---------------------------------------------------------------------- by the conductor
+
+
+def assert_fellows_talk_sealed_and_each_message_goes_once(wire: Wire) -> None:
+    """Two parties without a link talk by the lab, which sends on what came, once each and in order."""
+    pairs = {(one, other) for one in wire.sessions for other in wire.sessions[one].fellows}
+    assert pairs == wire.plan.forwarded_pairs
+    for one, other in pairs:
+        said = [send for send in wire.sent(one, other) if not isinstance(send.message, Bye)]
+        sealed, passed = (
+            [
+                (each.message.number, each.payload)
+                for each in wire.sent(*ends)
+                if isinstance(each.message, Sealed) and (each.message.source, each.message.target) == (one, other)
+            ]
+            for ends in ((one, LAB), (LAB, other))
+        )
+        assert sealed == passed
+        assert [payload.message for _, payload in sealed] == [send.message for send in said]
+        assert [number for number, _ in sealed] == list(range(len(said)))
+        assert all(isinstance(send.message, Forward | Backward) for send in said)
+
+
+def assert_marks_are_on_activations_of_common_rows_only(wire: Wire) -> None:
+    for traced in wire.trace:
+        send = traced.action
+        if isinstance(send, Send) and isinstance(send.message, Forward):
+            assert send.message.mark == (mark_of(send.message.ticket) if wire.plan.schedule.together else b"")
 
 
 # ---------------------------------------------------------------------- the end

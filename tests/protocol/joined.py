@@ -1,16 +1,20 @@
 """Sessions joined by a fake wire that delivers in any order across links. No torch."""
 
 import random
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
+from cutlayer.errors import CutlayerError
 from cutlayer.plan.plan import Plan
+from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.agenda import shared_agendas
 from cutlayer.protocol.events import (
     Action,
     Add,
+    Broke,
     Connected,
     Done,
     Drop,
@@ -18,6 +22,7 @@ from cutlayer.protocol.events import (
     Fail,
     Give,
     Lost,
+    Open,
     Ran,
     Received,
     Run,
@@ -28,7 +33,7 @@ from cutlayer.protocol.events import (
     Take,
     Tell,
 )
-from cutlayer.protocol.messages import Control, Message, Rows
+from cutlayer.protocol.messages import MARK_BYTES, Control, Message, Rows, Sealed, Task, Ticket
 from cutlayer.protocol.session import Session
 from protocol.plans import LAB
 from protocol.words import Words, Worker
@@ -38,6 +43,30 @@ from protocol.words import Words, Worker
 class Traced:
     party: str
     action: Action
+
+
+@dataclass(frozen=True)
+class Enclosed:
+    """What one fellow says to another, in its envelope."""
+
+    message: Message | Control
+    payload: Any
+
+
+SEALED = (TensorShape("uint8", (16,)),)
+
+
+def mark_of(ticket: Ticket, rows: str = "") -> bytes:
+    """What stands for the rows of a ticket."""
+    return blake2b(repr((ticket, rows)).encode(), digest_size=MARK_BYTES).digest()
+
+
+def _opened(action: Open) -> Event:
+    """What is in an envelope; one that nobody sealed does not open."""
+    inner = action.payload
+    if isinstance(inner, Enclosed):
+        return Received(action.message.source, inner.message, inner.payload)
+    return Broke(CutlayerError(f"what {action.message.source} is said to have sealed does not open"))
 
 
 class Wire:
@@ -56,12 +85,20 @@ class Wire:
         prompt: bool = True,
         worker: Callable[[str], Worker] | None = None,
         shared: bool = False,
+        task: Task = "train",
+        absent: Collection[str] = (),
     ) -> None:
         self.plan, self.rows = plan, rows
-        agendas = shared_agendas(plan) if shared else None
+        agendas = shared_agendas(plan, task) if shared else None
         self.sessions = {
-            name: Session(plan, name, rows.get(name, Rows()), agendas=agendas) for name in plan.terms.parties
+            name: Session(
+                plan, name, rows.get(name, Rows()), agendas=agendas, task=task, absent=absent if name == LAB else ()
+            )
+            for name in plan.terms.parties
+            if name not in absent
         }
+        self._numbers: Counter[tuple[str, str]] = Counter()
+        """How many messages each party has sealed for another."""
         self.workers: dict[str, Worker] = {
             name: worker(name) if worker else Words(plan, name) for name in self.sessions
         }
@@ -116,22 +153,38 @@ class Wire:
     def _perform(self, party: str, action: Action) -> None:
         self.trace.append(Traced(party, action))
         match action:
-            case Run():
-                result, sums = self.workers[party].run(action)
-                self.results[party].append(Ran(action.ticket, action.node, action.direction, result, sums))
+            case Run() | Open():
+                self.results[party].append(self._answer(party, action))
             case Step():
                 self.workers[party].step(action)
             case Give() | Take() | Add() | Spread() | Settle():
                 for state, payload in self.workers[party].move(action):
                     linked = (party, state.target) in self.links
                     self._perform(party, Send(state.target if linked else LAB, state, payload))
-            case Send() if (party, action.peer) in self.links:
-                self.links[party, action.peer].append(Received(party, action.message, action.payload))
+            case Send():
+                self._send(party, action)
             case Drop():
                 self.links.pop((action.peer, party), None)
                 self._close(party, action.peer)
             case Done() | Fail():
                 self._close(party, *self.sessions)
+
+    def _answer(self, party: str, action: Run | Open) -> Event:
+        if isinstance(action, Open):
+            return _opened(action)
+        result, sums = self.workers[party].run(action)
+        marked = self.plan.schedule.together and action.direction == "load"
+        mark = mark_of(action.ticket) if marked else b""
+        return Ran(action.ticket, action.node, action.direction, result, sums, mark)
+
+    def _send(self, party: str, send: Send) -> None:
+        if (party, send.peer) in self.links:
+            self.links[party, send.peer].append(Received(party, send.message, send.payload))
+        elif send.peer in self.sessions[party].fellows:
+            number = self._numbers[party, send.peer]
+            self._numbers[party, send.peer] += 1
+            sealed = Sealed(party, send.peer, number, SEALED)
+            self._perform(party, Send(LAB, sealed, Enclosed(send.message, send.payload)))
 
     def _close(self, party: str, *peers: str) -> None:
         """Peers hear of a link's end after all that was sent before."""

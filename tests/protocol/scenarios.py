@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import SCHEDULES, TurnUnit
+from cutlayer.plan.schedule import LEGAL, TurnUnit
+from cutlayer.plan.topology import OWN
 from cutlayer.protocol.messages import Rows
 from protocol.joined import Wire
 from protocol.plans import CLIENTS, make_plan
@@ -27,7 +28,7 @@ class Scenario:
     turn: TurnUnit = "epoch"
     drop_last: bool = False
     frozen: bool = False
-    schedule: str = "alternating"
+    schedule: str = ""
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,6 +48,8 @@ class Scenario:
 
     @property
     def brought(self) -> dict[str, Rows]:
+        if self.plan.schedule.together:
+            return dict.fromkeys(self.plan.row_owners, self.rows[0])
         return dict(zip(CLIENTS, self.rows, strict=False))
 
     def wire(self, seed: int | None = None, *, prompt: bool = True, shared: bool = False) -> Wire:
@@ -81,21 +84,35 @@ def _straddling(scenario: Scenario) -> Scenario:
     return scenario
 
 
-SCENARIOS = st.builds(
-    Scenario,
-    topology=st.sampled_from(["vanilla", "u_shaped"]),
-    rows=st.lists(st.builds(Rows, train=st.integers(0, 11), held_out=st.integers(0, 9)), min_size=1, max_size=4).map(
-        tuple
-    ),
-    batch_size=st.integers(1, 5),
-    micro_batches=st.integers(1, 4),
-    rounds=st.integers(0, 3),
-    turn=st.sampled_from(["epoch", "batch"]),
-    drop_last=st.booleans(),
-    frozen=st.booleans(),
-    schedule=st.sampled_from(sorted(SCHEDULES)),
-    more=MORE,
-).map(_straddling)
+ROWS = st.builds(Rows, train=st.integers(0, 11), held_out=st.integers(0, 9))
+PAIRS = sorted((topology, schedule) for topology, legal in LEGAL.items() for schedule in legal)
+"""Each topology with each schedule that it goes with."""
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    topology, schedule = draw(st.sampled_from(PAIRS).filter(lambda pair: pair[0] != OWN or pair[1] == "joint"))
+    least, most = (2, 2) if topology == OWN else (1, 4)
+    scenario = Scenario(
+        topology=topology,
+        schedule=schedule,
+        rows=tuple(draw(st.lists(ROWS, min_size=least, max_size=most))),
+        batch_size=draw(st.integers(1, 5)),
+        micro_batches=draw(st.integers(1, 4)),
+        rounds=draw(st.integers(0, 3)),
+        turn=draw(st.sampled_from(["epoch", "batch"])),
+        drop_last=draw(st.booleans()),
+        frozen=draw(st.booleans()),
+        more=draw(MORE),
+    )
+    if topology == "decoupled":
+        scenario.more["upload_every"] = draw(st.integers(1, 4))
+    if topology == "vertical" and draw(st.booleans()):
+        scenario.more["others"] = {}  # the lab has the labels
+    return _straddling(scenario)
+
+
+SCENARIOS = scenarios()
 
 WAYS: list[tuple[str, str, dict[str, Any]]] = [
     ("alternating", "", {}),
@@ -115,6 +132,26 @@ WAYS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+NEWER: dict[str, Scenario] = {
+    "vertical": Scenario("vertical", UNEQUAL[:2], micro_batches=2, rounds=2),
+    "vertical, labels at the lab": Scenario("vertical", UNEQUAL[:3], micro_batches=2, rounds=2, more={"others": {}}),
+    "vertical_u_shaped": Scenario("vertical_u_shaped", UNEQUAL[:2], micro_batches=2, rounds=2),
+    "extended_vanilla": Scenario("extended_vanilla", UNEQUAL[:2], micro_batches=2, rounds=2),
+    "multi_task": Scenario("multi_task", UNEQUAL[:2], micro_batches=2, rounds=2),
+    "multi_hop": Scenario("multi_hop", UNEQUAL, micro_batches=2, rounds=2),
+    "multi_hop, relay": Scenario("multi_hop", UNEQUAL, micro_batches=2, rounds=2, schedule="relay"),
+    "multi_hop, splitfed_v2": Scenario("multi_hop", UNEQUAL, micro_batches=2, rounds=2, schedule="splitfed_v2"),
+    "decoupled": Scenario("decoupled", UNEQUAL, micro_batches=2, rounds=2, more={"upload_every": 2}),
+    "decoupled, relay": Scenario("decoupled", UNEQUAL, rounds=2, schedule="relay", more={"upload_every": 3}),
+    "decoupled, splitfed_v1": Scenario(
+        "decoupled", UNEQUAL, rounds=2, schedule="splitfed_v1", more={"upload_every": 2}
+    ),
+    "semi_supervised": Scenario("semi_supervised", UNEQUAL, micro_batches=2, rounds=2),
+    "own": Scenario(OWN, UNEQUAL[:2], micro_batches=2, rounds=2),
+}
+"""The other topologies, each as it is special."""
+
+
 def _every() -> Iterator[tuple[str, Scenario]]:
     for topology in ("vanilla", "u_shaped"):
         for schedule, label, more in WAYS:
@@ -122,6 +159,7 @@ def _every() -> Iterator[tuple[str, Scenario]]:
             fields = {name: value for name, value in more.items() if name in ("rounds", "turn")}
             rest = {name: value for name, value in more.items() if name not in fields}
             yield f"{schedule}{label}, {topology}", replace(scenario, **fields, more=rest)
+    yield from NEWER.items()
 
 
 EVERY = dict(_every())

@@ -7,13 +7,18 @@ from types import FunctionType, ModuleType
 
 import pytest
 
+from cutlayer.plan.topology import OWN
 from cutlayer.protocol.messages import Rows
 from cutlayer.protocol.session import Session
 from protocol.claims import assert_all_done
 from protocol.joined import Wire
 from protocol.scenarios import EVERY, Scenario
 
-U_SHAPED = {name: scenario for name, scenario in EVERY.items() if scenario.topology == "u_shaped"}
+GROWING = {
+    name: scenario
+    for name, scenario in EVERY.items()
+    if scenario.topology in ("u_shaped", OWN) or name in ("multi_hop", "decoupled")
+}
 
 
 @pytest.mark.parametrize("scenario", EVERY.values(), ids=EVERY.keys())
@@ -36,7 +41,7 @@ def test_nobody_holds_more_than_a_few_tickets_however_many_rows_there_are(scenar
     assert max(held.values()) <= 4
 
 
-@pytest.mark.parametrize("scenario", U_SHAPED.values(), ids=U_SHAPED.keys())
+@pytest.mark.parametrize("scenario", GROWING.values(), ids=GROWING.keys())
 def test_a_session_does_not_grow_over_many_rounds(scenario: Scenario) -> None:
     few, many = (_largest(replace(scenario, rounds=rounds, micro_batches=1)) for rounds in (4, 20))
     for name in few:

@@ -1,8 +1,10 @@
 """Claims about the table of moves: what is not in it is out of order, but anyone may give up at any time."""
 
+from typing import get_args
+
 import pytest
 
-from cutlayer.errors import PeerStopped
+from cutlayer.errors import PeerStopped, RemoteProtocolError
 from cutlayer.protocol.events import Drop, Fail, Received, Send
 from cutlayer.protocol.messages import (
     VERSION,
@@ -15,13 +17,15 @@ from cutlayer.protocol.messages import (
     Ping,
     Refuse,
     Report,
+    Sealed,
     State,
     Turn,
     Welcome,
 )
 from cutlayer.protocol.rules import MOVES
+from cutlayer.protocol.session import Session
 from protocol.cases import FIRST_TURN
-from protocol.plans import LAB, A, B
+from protocol.plans import HOPS, LAB, A, B
 from protocol.scenes import (
     MEMBERS,
     PLAN,
@@ -48,6 +52,7 @@ STATES: dict[tuple[str, str], tuple[Scene, str, str]] = {
     ("conductor", "connected"): (greeted, A, LAB),
     ("conductor", "joined"): (joined, A, LAB),
     ("conductor", "running"): (granted(), A, LAB),
+    ("fellow", "running"): (begun(HOPS[0], "multi_hop"), HOPS[0], A),
 }
 """How each state of a peer comes about: the scene, who hears, who the peer is."""
 SAYINGS: dict[type, Message] = {
@@ -57,9 +62,19 @@ SAYINGS: dict[type, Message] = {
     Forward: forward(),
     Backward: backward(),
     State: State(1, "replica", A, B, ()),
+    Sealed: Sealed(A, B, 0, ()),
     Report: Report(0, {}),
     Bye: Bye(),
 }
+
+
+def standing(session: Session, peer: str) -> str | None:
+    """What a peer is at; a fellow runs as soon as the party itself does."""
+    return session.states.get(peer) or ("running" if peer in session.fellows and session.begun else None)
+
+
+def test_all_messages_are_among_the_sayings() -> None:
+    assert SAYINGS.keys() == set(get_args(Message))
 
 
 @pytest.mark.parametrize("saying", SAYINGS.values(), ids=lambda saying: type(saying).__name__)
@@ -67,9 +82,12 @@ SAYINGS: dict[type, Message] = {
 def test_what_is_not_in_the_table_of_moves_is_out_of_order(kinship: str, state: str, saying: Message) -> None:
     scene, hearer, peer = STATES[kinship, state]
     session = scene().sessions[hearer]
-    assert session.states[peer] == state
+    assert standing(session, peer) == state
     actions = session.feed(Received(peer, saying, Untouchable()))
     refusals = [a.message.rule for a in actions if isinstance(a, Send) and isinstance(a.message, Refuse)]
+    if kinship == "fellow":  # to whom there is no link: it hears of it by the conductor
+        assert refusals == []
+        refusals = [a.error.rule for a in actions if isinstance(a, Fail) and isinstance(a.error, RemoteProtocolError)]
     if (kinship, state, type(saying)) in MOVES:
         assert refusals != ["out-of-order"]
     else:
@@ -88,7 +106,7 @@ def test_a_heartbeat_is_never_out_of_order(kinship: str, state: str) -> None:
     scene, hearer, peer = STATES[kinship, state]
     session = scene().sessions[hearer]
     assert session.feed(Received(peer, Ping())) == []
-    assert session.states[peer] == state
+    assert standing(session, peer) == state
 
 
 GIVING_UP: dict[str, Message | Control] = {

@@ -13,10 +13,11 @@ from cutlayer.protocol.messages import Bye, Refuse
 from cutlayer.protocol.rules import RULES
 from protocol.cases import CASES
 from protocol.cases_of_states import CASES_OF_STATES
+from protocol.cases_of_topologies import CASES_OF_TOPOLOGIES
 from protocol.plans import LAB, A
 from protocol.scenes import Case, Untouchable, backward, forward, granted, joining, ticket
 
-ALL = CASES | CASES_OF_STATES
+ALL = CASES | CASES_OF_STATES | CASES_OF_TOPOLOGIES
 
 
 def test_a_part_of_a_step_may_count_for_nothing() -> None:

@@ -11,8 +11,11 @@ from cutlayer.protocol.events import Run
 from cutlayer.protocol.messages import Backward, Forward, Rows, Ticket
 from protocol.claims import (
     assert_all_done,
+    assert_fellows_talk_sealed_and_each_message_goes_once,
     assert_losses_told_to_whom_they_belong,
+    assert_marks_are_on_activations_of_common_rows_only,
     assert_nothing_is_kept,
+    assert_rows_are_loaded_in_the_order_that_all_were_told,
     assert_states_go_once_and_by_the_lab,
     assert_steps_as_scheduled,
     assert_steps_never_overlap,
@@ -39,6 +42,9 @@ def test_any_run_ends_as_the_plan_says_whatever_the_order_of_delivery(
     assert_losses_told_to_whom_they_belong(wire)
     assert_sums_are_added_in_the_schedules_order(wire)
     assert_states_go_once_and_by_the_lab(wire)
+    assert_fellows_talk_sealed_and_each_message_goes_once(wire)
+    assert_marks_are_on_activations_of_common_rows_only(wire)
+    assert_rows_are_loaded_in_the_order_that_all_were_told(wire)
     assert_nothing_is_kept(wire)
     assert states_used(wire) == states_used(scenario.play())
 

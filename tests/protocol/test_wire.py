@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cutlayer.errors import FrameRefused
 from cutlayer.plan.tensors import DTYPE_BYTES, DType, TensorShape
 from cutlayer.protocol.messages import (
+    MARK_BYTES,
     Backward,
     Bye,
     Control,
@@ -21,10 +22,14 @@ from cutlayer.protocol.messages import (
     Hello,
     Message,
     Ping,
+    Purpose,
     Refuse,
     Report,
     Rows,
+    Sealed,
     State,
+    StateKind,
+    Task,
     Ticket,
     Turn,
     Welcome,
@@ -48,17 +53,21 @@ names = st.text(max_size=40)
 counts = st.integers(0, 2**53)
 numbers = st.floats(allow_nan=False)
 rows = st.builds(Rows, counts, counts)
-tickets = st.builds(Ticket, counts, names, counts, counts, st.sampled_from(["train", "eval"]))
+purposes = st.sampled_from(get_args(Purpose))
+kinds = st.sampled_from(get_args(StateKind))
+marks = st.binary(max_size=MARK_BYTES)
+tickets = st.builds(Ticket, counts, names, counts, counts, purposes)
 shapes = st.builds(TensorShape, st.sampled_from(get_args(DType)), st.lists(st.integers(0, 9), max_size=4).map(tuple))
 tensors = st.lists(shapes, max_size=4).map(tuple)
 sums = st.dictionaries(names, numbers, max_size=4)
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
-    Hello: st.builds(Hello, counts, names, names, rows),
+    Hello: st.builds(Hello, counts, names, names, rows, st.sampled_from(get_args(Task))),
     Welcome: st.builds(Welcome, names, st.dictionaries(names, rows)),
-    Turn: st.builds(Turn, counts, st.sampled_from(["train", "eval"]), st.lists(names).map(tuple), counts),
-    Forward: st.builds(Forward, tickets, names, tensors),
+    Turn: st.builds(Turn, counts, purposes, st.lists(names).map(tuple), counts),
+    Forward: st.builds(Forward, tickets, names, tensors, marks),
     Backward: st.builds(Backward, tickets, names, tensors, numbers),
-    State: st.builds(State, counts, st.sampled_from(["replica", "share", "mean"]), names, names, tensors, numbers),
+    State: st.builds(State, counts, kinds, names, names, tensors, numbers),
+    Sealed: st.builds(Sealed, names, names, counts, tensors),
     Report: st.builds(Report, counts, st.dictionaries(names, sums, max_size=4)),
     Bye: st.builds(Bye, names),
     Ping: st.builds(Ping),
@@ -182,8 +191,14 @@ def test_a_header_that_nests_deeply_is_refused(nested: bytes) -> None:
         decode(Frame(b"\x82\xa4type\xa4ping\xa1x" + nested))
 
 
-STATE = msgspec.to_builtins(State(3, "share", "hospital-a", "sums", (SHAPE,), 8.0))
-FORWARD = msgspec.to_builtins(Forward(TICKET, "bottom->top", (SHAPE,)))
+def plain(message: Message) -> dict[str, Any]:
+    """A message as what it is encoded from; bytes stay bytes."""
+    return msgspec.to_builtins(message, builtin_types=(bytes,))  # type: ignore[no-any-return]
+
+
+STATE = plain(State(3, "share", "hospital-a", "sums", (SHAPE,), 8.0))
+FORWARD = plain(Forward(TICKET, "bottom->top", (SHAPE,), bytes(MARK_BYTES)))
+SEALED = plain(Sealed("hospital-a", "hop", 0, (SHAPE,)))
 FAULTS: dict[str, object] = {
     "an unknown message": {"type": "shutdown"},
     "no type": {"reason": ""},
@@ -208,6 +223,11 @@ FAULTS: dict[str, object] = {
     "a state without a source": {key: value for key, value in STATE.items() if key != "source"},
     "a state at a negative number": STATE | {"number": -1},
     "a state's field too many": STATE | {"optimizer": "Adam"},
+    "a mark too long": FORWARD | {"mark": bytes(MARK_BYTES + 1)},
+    "a mark in words": FORWARD | {"mark": "x"},
+    "a sealed message without a number": {key: value for key, value in SEALED.items() if key != "number"},
+    "a sealed message's field too many": SEALED | {"edge": "bottom->top"},
+    "another task": plain(Hello(3, "", "a", Rows())) | {"task": "spy"},
     "a welcome without a run": {"type": "welcome", "members": {}},
     "a sum that is no number": {"type": "report", "turn": 0, "sums": {"a": {"loss": "1"}}},
 }
@@ -215,7 +235,7 @@ FAULTS: dict[str, object] = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_a_header_that_says_what_cannot_be_said_is_refused(fault: object) -> None:
-    for sound in (FORWARD, STATE):
+    for sound in (FORWARD, STATE, SEALED):
         assert decode(Frame(header(sound), (memoryview(bytes(SHAPE.nbytes)),)))
     with pytest.raises(FrameRefused, match="no message"):
         decode(Frame(header(fault), (memoryview(bytes(SHAPE.nbytes)),)))

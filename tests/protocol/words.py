@@ -1,5 +1,6 @@
 """What stands in for a party's rows and segments: words that say where a value comes from, and words for states."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.events import Add, Direction, Give, Joined, Movement, Replica, Run, Settle, Spread, Step, Take
 from cutlayer.protocol.messages import State, StateKind, Ticket
 
+ROWS_TOLD = re.compile(r"\((?:held out |epoch \d+: )(\d+)-(\d+)\)")
 Sums = Mapping[str, Mapping[str, float]]
 Parcel = tuple[State, Any]
 
@@ -43,6 +45,8 @@ class Words:
         self._inputs = {s.name: [e.name for e in topology.inputs(s.name)] for s in topology.segments}
         self._raw = {e.name for e in topology.edges if topology.source_kind(e)}
         self._losses = {s.name for s in topology.segments if s.loss}
+        self.order = ""
+        """The key of the order of rows, once it has come from another."""
         self.used: dict[tuple[Ticket, str, Direction], str] = {}
         self._states: dict[Replica, str] = {}
         self._means: dict[Replica | str, str] = {}
@@ -75,7 +79,8 @@ class Words:
         if run.direction == "backward":
             return {edge: f"d {edge} {ticket}" for edge in self._inputs[run.node] if edge not in self._raw}, None
         said = f"{run.node}({', '.join(f'{edge}: {value}' for edge, value in run.inputs.items())})"
-        return said, {ticket.owner: _sums(said)} if run.node in self._losses else None
+        scored = run.node in self._losses and ticket.purpose != "predict"
+        return said, {ticket.owner: _sums(said)} if scored else None
 
     def _joined(self, run: Run) -> tuple[Any, Sums | None]:
         """The same for each owner, one after another."""
@@ -120,6 +125,9 @@ class Words:
         return self._parcel(give, give.kind, give.target, said)
 
     def _take(self, take: Take) -> None:
+        if take.message.kind == "order":
+            assert not self.order
+            self.order = take.payload
         for replica in take.replicas:
             self._shared.discard(replica)
             if take.of == "gradients":
@@ -169,8 +177,5 @@ def _sums(said: str) -> dict[str, float]:
 
 def _rows_of(said: str) -> int:
     """How many rows a value of `Words` speaks of; one if somebody made it up."""
-    _, found, rest = said.rpartition("y of ")
-    if not found or ")" not in rest:
-        return 1
-    start, stop = rest.split(")")[0].split(" ")[-1].split("-")
-    return int(stop) - int(start)
+    found = ROWS_TOLD.findall(said)
+    return int(found[-1][1]) - int(found[-1][0]) if found else 1

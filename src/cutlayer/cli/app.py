@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli import keys, plan, project, running
+from cutlayer.cli import keys, plan, project, running, using
+from cutlayer.cli.align import align
 from cutlayer.cli.deal import deal
 from cutlayer.cli.demo import demo
 
@@ -20,9 +21,12 @@ app.add_typer(plan.app, name="plan")
 app.command()(demo)
 app.command(name="init")(project.init)
 app.command()(deal)
+app.command()(align)
 app.command()(plan.accept)
 app.command()(running.run)
 app.command()(running.simulate)
+app.command()(using.predict)
+app.command()(using.export)
 
 
 @app.callback()

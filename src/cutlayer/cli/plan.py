@@ -60,9 +60,10 @@ def show(plan: "Plan", console: Console | None = None) -> None:
     console.print(_edges(plan))
     for source in plan.topology.sources:
         leaves = any(edge.source == source.name for edge in plan.topology.cuts())
-        where = f"[red]leave the {source.role}[/red]" if leaves else f"stay at the {source.role}"
-        console.print(f"{source.kind}: {where}")
-    for sentence in movements(plan):
+        at = source.role if source.role in terms.parties else f"the {source.role}"
+        where = f"[red]leave {at}[/red]" if leaves else f"stay at {at}"
+        console.print(f"{source.kind}{'' if at.startswith('the ') else f' ({source.name})'}: {where}")
+    for sentence in (*shared_rows(plan), *movements(plan)):
         console.print(sentence, soft_wrap=True)
     unpinned = [name for name in terms.parties if name not in terms.pins]
     if unpinned:
@@ -78,11 +79,30 @@ def _rounds(training: "Training") -> str:
     return f"{training.rounds} rounds of {clients} clients, {local} each"
 
 
+def shared_rows(plan: "Plan") -> "Iterator[str]":
+    """Where parties have columns of the same rows, or no link to each other: who knows what, a sentence each."""
+    if plan.schedule.together:
+        lead, *others = plan.row_owners
+        if others:
+            yield (
+                f"the order of rows: {lead} draws it and tells {', '.join(others)}; every activation bears a mark of "
+                "its rows' ids that only these can make; rows that do not match end the run before a gradient is made"
+            )
+    pairs = sorted({tuple(sorted(pair)) for pair in plan.forwarded_pairs})
+    for one, other in pairs:
+        yield (
+            f"{one} and {other} have no link: {plan.conductor} forwards what they seal to each other, unread; it "
+            "learns how many bytes go when"
+        )
+    if dropout := plan.terms.training.party_dropout:
+        yield f"each party's activation is left out of {dropout:.0%} of the steps: the model learns to do without it"
+
+
 def movements(plan: "Plan") -> "Iterator[str]":
     """What leaves its owner between turns, who sees it, and how it travels: a sentence each."""
     from cutlayer.plan.check import needs_aggregator, sealing_parties
 
-    terms, server, segments = plan.terms, plan.first["server"], ", ".join(plan.client_segments)
+    terms, server, segments = plan.terms, plan.conductor, ", ".join(plan.client_segments)
     if plan.schedule.hands_over:
         yield (
             f"{segments}: handed on from client to client, weights and optimizer, sealed to the next one's key and "
@@ -117,7 +137,7 @@ def movements(plan: "Plan") -> "Iterator[str]":
 def _segments(plan: "Plan") -> Table:
     table = Table("segment", "at", "parties", "parameters", title="Segments", title_justify="left")
     for segment in plan.topology.segments:
-        parties = ", ".join(plan.terms.filling(segment.role))
+        parties = ", ".join(plan.parties_of(segment.role))
         parameters = plan.contents.segments[segment.name].parameters
         table.add_row(segment.name + (" + loss" if segment.loss else ""), segment.role, parties, f"{parameters:,}")
     return table
@@ -126,13 +146,14 @@ def _segments(plan: "Plan") -> Table:
 def _edges(plan: "Plan") -> Table:
     table = Table(title="What crosses, per row", title_justify="left")
     for name in ("edge", "from", "to", "carries", "shape", "bytes forward", "bytes back"):
-        table.add_column(name, justify="right" if name.startswith("bytes") else "left")
+        table.add_column(name, justify="right" if name.startswith("bytes") else "left", overflow="fold")
     for edge in plan.topology.cuts():
         specs = plan.contents.edges[edge.name]
         kind = plan.topology.source_kind(edge)
         forward = sum(spec.for_rows(1).nbytes for spec in specs)
         back = 0 if kind else sum(spec.for_rows(1).nbytes for spec in specs if spec.differentiable)
-        carries = f"[red]{kind}[/red]" if kind else "activation, gradient"
+        carries = f"[red]{kind}[/red]" if kind else "activation, gradient" if back else "activation"
+        carries += f", each {edge.every}. batch" * (edge.every > 1)
         ends = plan.topology.role_of(edge.source), plan.topology.role_of(edge.target)
         table.add_row(edge.name, *ends, carries, ", ".join(map(str, specs)), f"{forward:,}", f"{back:,}")
     return table

@@ -15,11 +15,14 @@ from cutlayer.observe.lines import to_line
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
+    from cutlayer.data.encoding import Encoding
+    from cutlayer.party.agreement import Agreement
     from cutlayer.party.local import PartyFile
     from cutlayer.party.run import Network
     from cutlayer.plan.plan import Terms
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and weights beside it.")]
+PartyPath = Annotated[Path | None, typer.Option("--party-file", help="The party's own file; by default NAME.toml.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write metrics, bytes, times, versions, digests here.")]
 
 
@@ -27,7 +30,9 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     plan: PlanPath = Path("plan.toml"),
     *,
     party: Annotated[str, typer.Option("--as", help="Which party of the plan this is.")],
-    party_file: Annotated[Path | None, typer.Option(help="The party's own file; by default NAME.toml.")] = None,
+    own_file: Annotated[
+        Path | None, typer.Option("--party-file", help="The party's own file; by default NAME.toml.")
+    ] = None,
     data: Annotated[str, typer.Option(help="rows.csv, rows.npz, or package.module:factory.")] = "",
     held_out: Annotated[str, typer.Option(help="Rows to evaluate on, instead of a part of the data.")] = "",
     label: Annotated[str, typer.Option(help="The table's column of labels.")] = "",
@@ -44,34 +49,30 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     ] = False,
 ) -> None:
     """Take part in a run as one party. Parties may start in any order."""
-    from cutlayer.party import local
-    from cutlayer.party.agreement import read_agreement
     from cutlayer.party.memory import keep_freed_memory
     from cutlayer.party.run import run as run_party
 
-    accepted = local.check_accepted(plan)
-    here = _with_flags(
-        _party_file(plan, party, party_file),
+    here = party_file(
+        plan,
+        party,
+        own_file,
         {"data": data, "held_out": held_out, "label": label, "keys": keys, "listen": listen, "connect": connect,
          "out": out, "device": device, "threads": threads},
     )  # fmt: skip
     keep_freed_memory()
-    _set_threads(here)
-    agreement = read_agreement(plan)
-    if agreement.plan.digest != accepted:
-        raise PlanError(f"{plan} gives another digest here than when it was accepted: `cutlayer accept {plan}` again")
-    if party not in agreement.plan.terms.parties:
-        raise PlanError(f"{party!r} is no party of {plan}; its parties are {', '.join(agreement.plan.terms.parties)}")
-    network, secret = _network(here, party, agreement.plan.terms, insecure=insecure)
+    set_threads(here)
+    agreement = accepted(plan, party)
+    network, secret = network_of(here, party, agreement.plan.terms, insecure=insecure)
+    owners = agreement.plan.owners
     try:
-        with _observer(facts, (party,)) as observer:
+        with observer_for(facts, (party,) if party in owners else owners[: len(owners) == 1]) as observer:
             outcome = run_party(
                 agreement,
                 party,
                 network,
                 secret=secret,
-                data=_rows(here, here.data, plan),
-                held_out=_rows(here, here.held_out, plan),
+                data=rows_of(here, here.data, plan),
+                held_out=rows_of(replace(here, aligned=""), here.held_out, plan),
                 observers=(observer,),
                 device=here.device,
             )
@@ -102,15 +103,16 @@ def simulate(
 
     given = _named(data or [])
     agreement = read_agreement(plan)
-    clients = agreement.plan.terms.filling("client")
-    files = {name: _with_flags(_party_file(plan, name, None), {"data": given.get(name, "")}) for name in clients}
-    _set_threads(replace(next(iter(files.values())), threads=threads))
+    files = {
+        name: party_file(plan, name, None, {"data": given.get(name, "")}) for name in agreement.plan.row_owners
+    }  # fmt: skip
+    set_threads(replace(next(iter(files.values())), threads=threads))
     start = time.perf_counter()
-    with _observer(False, clients) as observer:
+    with observer_for(False, agreement.plan.owners) as observer:
         result = simulate_plan(
             agreement,
-            {name: rows for name, file in files.items() if (rows := _rows(file, file.data, plan)) is not None},
-            held_out={n: rows for n, file in files.items() if (rows := _rows(file, file.held_out, plan)) is not None},
+            _all_rows({name: (file, file.data) for name, file in files.items()}, plan),
+            held_out=_all_rows({n: (replace(f, aligned=""), f.held_out) for n, f in files.items()}, plan),
             secrets=None if keys is None else {name: party_secret(keys, name) for name in agreement.plan.terms.parties},
             observers=(observer,),
         )
@@ -136,17 +138,27 @@ def simulate(
 # ---------------------------------------------------------------------- what is local
 
 
-def _party_file(plan: Path, party: str, given: Path | None) -> "PartyFile":
+def accepted(plan: Path, party: str) -> "Agreement":
+    """The agreement in these files, if this party's person has accepted it and it is a party. Raises `PlanError`."""
+    from cutlayer.party import local
+    from cutlayer.party.agreement import read_agreement
+
+    digest = local.check_accepted(plan)
+    agreement = read_agreement(plan)
+    if agreement.plan.digest != digest:
+        raise PlanError(f"{plan} gives another digest here than when it was accepted: `cutlayer accept {plan}` again")
+    if party not in agreement.plan.terms.parties:
+        raise PlanError(f"{party!r} is no party of {plan}; its parties are {', '.join(agreement.plan.terms.parties)}")
+    return agreement
+
+
+def party_file(plan: Path, party: str, given: Path | None, flags: dict[str, Any]) -> "PartyFile":
+    """What the party's own file says, and what the command line says instead."""
     from cutlayer.party.local import PartyFile, read_party_file
 
     path = given or plan.parent / f"{party}.toml"
-    if given is None and not path.exists():
-        return PartyFile(keys=str(plan.parent / "keys"))
-    return read_party_file(path)
-
-
-def _with_flags(here: "PartyFile", flags: dict[str, Any]) -> "PartyFile":
-    """What was given on the command line overrides the party's file."""
+    there = given is not None or path.exists()
+    here = read_party_file(path) if there else PartyFile(keys=str(plan.parent / "keys"))
     return replace(here, **{name: value for name, value in flags.items() if value})
 
 
@@ -157,23 +169,34 @@ def _named(pairs: list[str]) -> dict[str, str]:
     return named
 
 
-def _rows(here: "PartyFile", reference: str, plan: Path) -> "Dataset[Any] | None":
+def rows_of(
+    here: "PartyFile", reference: str, plan: Path, encoding: "Encoding | None" = None
+) -> "Dataset[Any] | None":  # fmt: skip
     """The rows that a reference names. A factory's module may lie beside the plan."""
     from cutlayer.data.factory import open_rows
 
     if not reference:
         return None
+    roles = here.roles
     return open_rows(
         reference if ":" in reference else str(Path(reference).resolve()),
-        features=here.features,
-        label=here.label,
-        classes=here.classes,
+        features=None if roles else here.features,
+        label=None if roles else here.label,
+        classes=None if roles else here.classes,
         folder=plan.resolve().parent,
         options=here.options,
+        roles=roles,
+        encoding=encoding,
     )
 
 
-def _network(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool) -> "tuple[Network, bytes]":
+def _all_rows(given: "dict[str, tuple[PartyFile, str]]", plan: Path) -> "dict[str, Dataset[Any]]":
+    rows = {name: rows_of(here, reference, plan) for name, (here, reference) in given.items()}
+    return {name: own for name, own in rows.items() if own is not None}
+
+
+def network_of(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool) -> "tuple[Network, bytes]":
+    """Where the party is reached, its credentials and seals; and its secret."""
     from cutlayer.keys.certificates import load_credentials, party_secret
     from cutlayer.keys.pairs import PublicKeys
     from cutlayer.keys.sealing import load_sealer
@@ -197,7 +220,8 @@ def _network(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool) -
     return network, party_secret(folder, party)
 
 
-def _set_threads(here: "PartyFile") -> None:
+def set_threads(here: "PartyFile") -> None:
+    """As many threads for torch as the party's file says."""
     import torch
 
     if here.threads:
@@ -207,7 +231,8 @@ def _set_threads(here: "PartyFile") -> None:
 # ---------------------------------------------------------------------- what is shown
 
 
-def _observer(facts: bool, owners: tuple[str, ...]) -> Any:
+def observer_for(facts: bool, owners: tuple[str, ...]) -> Any:
+    """Progress bars for these owners of rows, or lines of facts; a context that gives an observer."""
     from contextlib import nullcontext
 
     from cutlayer.observe.progress import ProgressBars

@@ -1,7 +1,7 @@
 """What a plan expects of a party's rows, column by column, and whether the rows keep to it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,47 +114,95 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns:
-    """The input columns and the label column of one dataset."""
+    """The input columns and the label column of one dataset; a party may have only the ones, or only the other."""
 
     inputs: tuple[Column, ...]
-    label: Column
+    label: Column | None
+    dataset: str
+    spare_label: bool = False
+    """Samples may have a label that nobody asks for."""
 
     @classmethod
-    def of(cls, inputs: Sequence[TensorSpec], labels: TensorSpec, classes: int | None, dataset: str) -> "Columns":
+    def of(
+        cls,
+        inputs: Sequence[TensorSpec],
+        labels: TensorSpec | None,
+        classes: int | None,
+        dataset: str,
+        *,
+        spare_label: bool = False,
+    ) -> "Columns":
         """The columns that the plan's specs ask of `dataset`, a name for sentences."""
         names = ["x"] if len(inputs) == 1 else [f"x[{place}]" for place in range(len(inputs))]
         return cls(
             inputs=tuple(
                 Column(name=name, dataset=dataset, spec=spec) for name, spec in zip(names, inputs, strict=True)
             ),
-            label=Column(name="y", dataset=dataset, spec=labels, is_label=True, classes=classes),
+            label=None
+            if labels is None
+            else Column(name="y", dataset=dataset, spec=labels, is_label=True, classes=classes),
+            dataset=dataset,
+            spare_label=spare_label,
         )
 
     @property
-    def dataset(self) -> str:
-        return self.label.dataset
+    def by_source(self) -> dict[str, tuple[Column, ...]]:
+        """Those of `x` and of `y`."""
+        return {"x": self.inputs, "y": () if self.label is None else (self.label,)}
 
-    def check(self, x: Sequence[object], y: object, rows: Sequence[int]) -> Parts:
+    def check(self, parts: Mapping[str, Sequence[object]], rows: Sequence[int]) -> Parts:
         """The inputs and the labels of a batch, checked. Raises: DataError."""
-        inputs = tuple(column.check(values, rows) for column, values in zip(self.inputs, x, strict=True))
-        return {"x": inputs, "y": (self.label.check(y, rows),)}
+        return {
+            source: tuple(column.check(values, rows) for column, values in zip(columns, parts[source], strict=True))
+            for source, columns in self.by_source.items()
+        }
 
-    def split(self, sample: object) -> tuple[Sequence[Any], Any]:
-        """The inputs and the label of `(x, y)`, `((x_0, x_1), y)` or `(x_0, x_1, y)`. Raises: DataError."""
+    def split(self, sample: object) -> dict[str, Sequence[Any]]:
+        """The inputs and the label of `(x, y)`, `((x_0, x_1), y)` or `(x_0, x_1, y)`; or of one of them alone.
+
+        Raises: DataError.
+        """
+        if self.label is None:
+            return {"x": self._inputs_of(self._without_label(sample)), "y": ()}
+        if not self.inputs:
+            return {"x": (), "y": (self._only_label(sample),)}
         if not isinstance(sample, tuple | list) or len(sample) not in {2, len(self.inputs) + 1}:
             raise DataError(
                 f"a sample of {self.dataset} is {_article(sample)}, not a pair (x, y): "
                 "let the dataset return the features and the label, in this order."
             )
         *x, y = sample
-        if len(x) == 1 and isinstance(x[0], tuple | list):
-            x = list(x[0])
-        if len(x) != len(self.inputs):
+        return {"x": self._inputs_of(x[0] if len(x) == 1 and isinstance(x[0], tuple | list) else x), "y": (y,)}
+
+    def _without_label(self, sample: object) -> object:
+        if self.spare_label and isinstance(sample, tuple | list) and len(sample) == len(self.inputs) + 1:
+            return sample[:-1]
+        if self.spare_label and isinstance(sample, tuple | list) and len(sample) == 2:
+            return sample[0]
+        return sample
+
+    def _only_label(self, sample: object) -> object:
+        if not isinstance(sample, tuple | list):
+            return sample
+        if len(sample) != 1:
             raise DataError(
-                f"the inputs in a sample of {self.dataset} number {len(x)}, the plan expects {len(self.inputs)}: "
-                "let the dataset return a tuple of inputs that the model takes in this order, then the label."
+                f"a sample of {self.dataset} is {_article(sample)}, but the plan wants labels alone of this party: "
+                "let the dataset return the label."
             )
-        return x, y
+        return sample[0]
+
+    def _inputs_of(self, x: object) -> Sequence[Any]:
+        given = x if isinstance(x, tuple | list) else (x,)
+        if len(given) == 1 and isinstance(given[0], tuple | list):
+            given = given[0]
+        if len(given) != len(self.inputs):
+            raise DataError(
+                f"the inputs in a sample of {self.dataset} number {len(given)}, the plan expects {len(self.inputs)}"
+                + (", and no label of this party" if self.label is None else "")
+                + ": let the dataset return a tuple of inputs that the model takes in this order, then the label "
+                "if the plan wants one."
+            )
+        return given
 
 
 def _first_row(bad: Tensor) -> int:

@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from io import TextIOWrapper
@@ -23,10 +23,13 @@ from torch.utils.data import Dataset
 
 from cutlayer.data import arrays
 from cutlayer.data.cells import CsvFile, fault_in, nearest
-from cutlayer.data.tables import read_table
+from cutlayer.data.encoding import Encoding
+from cutlayer.data.roles import LABEL_DTYPES, TableRoles
+from cutlayer.data.tables import open_table, read_table
 from cutlayer.errors import DataError
 
-_TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_TEXT_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_TABLE_ENDINGS = (*_TEXT_ENDINGS, ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,21 +55,24 @@ def open_rows(
     classes: Sequence[str] | None = None,
     folder: Path | None = None,
     options: Mapping[str, Any] | None = None,
+    roles: TableRoles | None = None,
+    encoding: Encoding | None = None,
 ) -> Dataset[Any]:
-    """The dataset of `rows.csv` (a table), `rows.npz` (an array file) or `package.module:factory`.
+    """The dataset of `rows.csv` or `rows.parquet` (tables), `rows.npz` (an array file) or `package.module:factory`.
 
-    `features`, `label` and `classes` choose a table's columns; `options` go to `read_table`, `open_arrays` or the
-    factory as keywords; `folder` is the party's project folder, from which relative paths and modules are found.
+    `roles` say what a table's columns are for, and `encoding` what was learned of them; without roles, `features`,
+    `label` and `classes` choose columns of plain numbers. `options` go to what reads the table, to `open_arrays` or
+    to the factory as keywords; `folder` is the party's project folder, from which relative paths and modules are found.
 
     Raises: DataError.
     """
-    keywords = dict(options or {})
     path, ending = (folder or Path()) / reference, reference.lower()
+    keywords = ({"delimiter": "\t"} if ending.endswith((".tsv", ".tsv.gz")) else {}) | dict(options or {})
     if ending.endswith(_TABLE_ENDINGS):
+        if roles is not None:
+            return _table(path, roles, encoding, keywords)
         if label is None:
             raise DataError(f"no label column is named for {reference}: name the column that holds the labels.")
-        if ending.endswith((".tsv", ".tsv.gz")):
-            keywords.setdefault("delimiter", "\t")
         return read_table(path, features, label, classes=classes, **keywords)
     kind = "an array file" if ending.endswith(arrays.ENDINGS) else "a factory"
     if ":" not in reference and kind == "a factory":
@@ -74,12 +80,23 @@ def open_rows(
             f"{reference!r} names neither a table ({', '.join(_TABLE_ENDINGS)}), nor an array file "
             f"({', '.join(arrays.ENDINGS)}), nor a factory: write path/to/rows.csv or package.module:factory."
         )
-    if (features, label, classes) != (None, None, None):
+    if (features, label, classes, roles) != (None, None, None, None):
         raise DataError(
-            f"features, label and classes choose columns of a table, but {reference!r} is {kind}: "
+            f"features, label, classes and [columns] choose columns of a table, but {reference!r} is {kind}: "
             "leave them out, and choose in the factory's own code, or as you save x and y."
         )
     return load_factory(reference, folder, **keywords) if kind == "a factory" else _arrays(path, keywords)
+
+
+def _table(path: Path, roles: TableRoles, encoding: Encoding | None, options: Mapping[str, Any]) -> Dataset[Any]:
+    known = ("delimiter", "label_dtype")
+    if unknown := [name for name in options if name not in known]:
+        raise DataError(f"{unknown[0]!r} is no option for {path}: a table has only {' and '.join(known)}.")
+    dtype = options.get("label_dtype", roles.label_dtype)
+    if dtype not in LABEL_DTYPES:
+        raise DataError(f"labels cannot be {dtype!r}: choose one of {', '.join(LABEL_DTYPES)}.")
+    roles = replace(roles, label_dtype=dtype)
+    return open_table(path, roles, encoding=encoding, delimiter=options.get("delimiter", ","))
 
 
 def _arrays(path: Path, options: Mapping[str, Any]) -> Dataset[Any]:
@@ -95,7 +112,7 @@ def open_pool(reference: str, *, label: str = "", column: str = "") -> Pool:
 
     Raises: DataError.
     """
-    if reference.lower().endswith(_TABLE_ENDINGS):
+    if reference.lower().endswith(_TEXT_ENDINGS):
         return _table_pool(reference, label, column)
     if label:
         raise DataError(f"a label is a column of a table, but the labels of {reference} are its y: leave it out.")
@@ -106,7 +123,7 @@ def open_pool(reference: str, *, label: str = "", column: str = "") -> Pool:
     elif ":" in reference:
         held = arrays.gathered(load_factory(reference, Path.cwd()), reference)
     else:
-        known = ", ".join((*_TABLE_ENDINGS, *arrays.ENDINGS))
+        known = ", ".join((*_TEXT_ENDINGS, *arrays.ENDINGS))
         raise DataError(f"{reference!r} cannot be dealt: name a file ({known}), digits, or package.module:factory.")
     return _array_pool(held, reference, column)
 

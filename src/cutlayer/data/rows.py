@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from cutlayer.data.columns import Columns, Parts
+from cutlayer.data.tables import Table
 from cutlayer.errors import DataError
 from cutlayer.plan.batches import Batch
 from cutlayer.plan.streams import stream_seed
@@ -31,6 +32,8 @@ class RowSource(Protocol):
 
 def row_source(dataset: Dataset[Any], columns: Columns, secret: bytes) -> RowSource:
     """The rows of `dataset`, checked as far as they can be without reading every sample. Raises: DataError."""
+    if isinstance(dataset, Table):
+        return TableRows(dataset, columns)
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
             f"{columns.dataset} is a {type(dataset).__name__} without len() or rows by number: "
@@ -47,11 +50,11 @@ class WholeTensors:
     """Rows held as whole tensors, or those at `places` of them: a batch of successive rows is a view."""
 
     def __init__(self, tensors: Sequence[Tensor], columns: Columns, places: Tensor | None = None) -> None:
-        x, y = columns.split(tuple(tensors))
         self._places = places
-        self._rows = _at_least_one(len(y) if places is None else len(places), columns)
-        self._parts: Parts = {"x": tuple(map(_settled, x)), "y": (_settled(y),)}
-        self._columns = {"x": columns.inputs, "y": (columns.label,)}
+        self._rows = _at_least_one(len(tensors[0]) if places is None else len(places), columns)
+        split = columns.split(tuple(tensors))
+        self._parts: Parts = {source: tuple(map(_settled, values)) for source, values in split.items()}
+        self._columns = columns.by_source
         self._converts = {source: self._check(source) for source in self._parts}
 
     def __len__(self) -> int:
@@ -76,6 +79,35 @@ class WholeTensors:
                 fitted = column.check(part, range(rows.start, rows.stop))
                 differs |= fitted.dtype is not part.dtype or fitted.shape != part.shape
         return differs
+
+
+class TableRows:
+    """Rows of a table, encoded as its training rows say; each batch is checked as it comes."""
+
+    def __init__(self, table: Table, columns: Columns) -> None:
+        self._table, self._columns = table, columns
+        self._kept: tuple[Batch, Parts] | None = None
+        found = [f"{dtype}[B, {', '.join(map(str, shape))}]" for dtype, shape in table.specs]
+        shapes = [shape for _, shape in table.specs]
+        if shapes != [column.spec.shape[1:] for column in columns.inputs]:
+            wanted = ", ".join(str(column.spec) for column in columns.inputs) or "none"
+            raise DataError(
+                f"the columns of {columns.dataset} make {', '.join(found) or 'no features'}, the plan expects "
+                f"{wanted}: mend their roles in the party's own file, or the plan's input."
+            )
+        if columns.label is not None and not table.has_label:
+            raise DataError(f"the plan wants labels of {columns.dataset}: name their column as label.")
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def take(self, source: str, batch: Batch, rows: slice | Tensor) -> tuple[Tensor, ...]:
+        if self._kept is None or self._kept[0] != batch or source not in self._kept[1]:
+            x, y = self._table.batch(rows)
+            places = range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
+            labels = (y,) if self._columns.label is not None else ()
+            self._kept = batch, self._columns.check({"x": x, "y": labels}, places)
+        return self._kept[1].pop(source)
 
 
 class Samples:
@@ -109,14 +141,18 @@ class Samples:
     def _checked(self, places: list[int]) -> Parts:
         split = [self._columns.split(sample) for sample in self._read(places)]
         try:
-            x = [default_collate(list(values)) for values in zip(*(x for x, _ in split), strict=True)]
-            y = default_collate([y for _, y in split])
+            parts = {
+                source: [
+                    default_collate(list(values)) for values in zip(*(each[source] for each in split), strict=True)
+                ]
+                for source in split[0]
+            }
         except (RuntimeError, TypeError) as error:
             raise DataError(
                 f"rows {min(places)} to {max(places)} of {self._columns.dataset} cannot be put together ({error}): "
                 "let every sample return features and a label of the same shapes, as Tensors, arrays or numbers."
             ) from error
-        return self._columns.check(x, y, places)
+        return self._columns.check(parts, places)
 
     def _read(self, places: list[int]) -> list[Any]:
         at = f"one of rows {min(places)} to {max(places)}"

@@ -46,6 +46,31 @@ def cut(model: nn.Module, at: At, names: Sequence[str]) -> dict[str, nn.Module]:
     return _cut_traced(model, layers, names)
 
 
+def parts_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Explicit `Parts` of a network that is no chain, by the names of its segments.
+
+    Raises:
+        CutError: no `Parts`, a part that is missing, or one that no segment is.
+    """
+    if not isinstance(model, Parts):
+        raise CutError(
+            f"a network that is no chain cannot be cut out of a {type(model).__name__}: give Parts with a part for "
+            f"each segment: Parts({', '.join(f'{name}=…' for name in names)})"
+        )
+    given = dict(model.named_children())
+    if given.keys() != set(names):
+        missing, strange = [n for n in names if n not in given], [n for n in given if n not in names]
+        raise CutError(
+            f"the model's parts are {', '.join(given)}, but the segments are {', '.join(names)}: "
+            + "; ".join(f"{what} {', '.join(few)}" for what, few in (("add", missing), ("leave out", strange)) if few)
+        )
+    parts: dict[str, nn.Module] = {name: Parts([(name, given[name])]) for name in names}
+    for part in parts.values():
+        part.training = model.training
+    check_states(parts)
+    return parts
+
+
 def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not names or len(set(names)) != len(names):
         raise CutError(f"the parts' names {names!r} must be a sequence of different names, such as ('bottom', 'top')")

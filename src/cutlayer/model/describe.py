@@ -2,23 +2,37 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import CutError
+from cutlayer.model.joining import combine
 from cutlayer.model.parts import as_tuple
 from cutlayer.model.trace import shortened
 from cutlayer.plan.tensors import Dim, DType, TensorShape, TensorSpec
+from cutlayer.plan.topology import Join
 
 ROWS = (2, 3, 5)
 Specs = tuple[TensorSpec, ...]
 
 
-def describe(parts: Mapping[str, nn.Module], inputs: Specs) -> dict[str, Specs]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wiring:
+    """What each part is called with: the outputs of these sources and parts, as they are joined."""
+
+    feeds: Mapping[str, tuple[str, ...]]
+    joins: Mapping[str, Join]
+
+
+def describe(
+    parts: Mapping[str, nn.Module], inputs: Specs | Mapping[str, Specs], wiring: Wiring | None = None
+) -> dict[str, Specs]:
     """Each part's outputs for any number of rows, when the first is called with tensors like `inputs`.
 
+    Without `wiring` each part is called with what the one before returns; with it `inputs` are by source.
     A tensor is differentiable if it is a float and depends on a trainable parameter or on a differentiable input.
     Works on copies, in evaluation mode: the parts, their modes and the random numbers stay as they were.
 
@@ -28,8 +42,12 @@ def describe(parts: Mapping[str, nn.Module], inputs: Specs) -> dict[str, Specs]:
     copies = {name: copy.deepcopy(part).eval() for name, part in parts.items()}
     devices = {parameter.device for part in copies.values() for parameter in part.parameters()}
     cuda = [device for device in devices if device.type == "cuda"]
+    given = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    if wiring is None:
+        before = ("", *copies)
+        wiring = Wiring(feeds={name: (below,) for below, name in zip(before, copies, strict=False)}, joins={})
     with torch.random.fork_rng(devices=cuda), torch.enable_grad():
-        runs = [_run(copies, inputs, rows) for rows in ROWS]
+        runs = [_run(copies, given, wiring, rows) for rows in ROWS]
     return {name: _specs(name, [run[name] for run in runs]) for name in parts}
 
 
@@ -42,21 +60,24 @@ def state_specs(part: nn.Module) -> dict[str, TensorShape]:
     return {name: TensorShape(_dtype(value, name), tuple(value.shape)) for name, value in part.state_dict().items()}
 
 
-def _run(parts: Mapping[str, nn.Module], inputs: Specs, rows: int) -> dict[str, tuple[Tensor, ...]]:
+def _run(
+    parts: Mapping[str, nn.Module], inputs: Mapping[str, Specs], wiring: Wiring, rows: int
+) -> dict[str, tuple[Tensor, ...]]:
     random = torch.Generator().manual_seed(rows)
-    tensors = tuple(_example(spec, rows, random) for spec in inputs)
-    outputs: dict[str, tuple[Tensor, ...]] = {}
+    values = {name: tuple(_example(spec, rows, random) for spec in specs) for name, specs in inputs.items()}
     for name, part in parts.items():
         device = next((parameter.device for parameter in part.parameters()), torch.device("cpu"))
+        fed = [values[source] for source in wiring.feeds[name]]
+        tensors = tuple(tensor for value in fed for tensor in value)
         try:
-            outputs[name] = as_tuple(part(*(_received(tensor, device) for tensor in tensors)))
+            received = [tuple(_received(tensor, device) for tensor in value) for value in fed]
+            values[name] = as_tuple(part(*combine(received, wiring.joins.get(name, ""))))
         except CutError as error:
             raise CutError(f"part {name!r}: {error}") from error
         except Exception as error:  # the part runs the user's code
             given = ", ".join(str(TensorShape(_dtype(t, name), tuple(t.shape))) for t in tensors)
             raise CutError(f"part {name!r} fails on {given} ({shortened(error)}): check [input] shape") from error
-        tensors = outputs[name]
-    return outputs
+    return {name: values[name] for name in parts}
 
 
 def _example(spec: TensorSpec, rows: int, random: torch.Generator) -> Tensor:

@@ -1,5 +1,7 @@
 """The rows of several parties through one forward: joined before it, split after it, averaged at the cut.
 
+And what several parties have of the same rows, made one.
+
 Rows are those of the batch. A tensor whose spec says `12*B` has twelve successive entries for each.
 """
 
@@ -11,8 +13,26 @@ import torch
 from torch import Tensor
 
 from cutlayer.plan.tensors import TensorSpec
+from cutlayer.plan.topology import Join
 
 Tensors = tuple[Tensor, ...]
+
+
+def combine(values: Sequence[Tensors], how: Join) -> Tensors:
+    """What several edges bring of the same rows `[B, ...]`, as one: concatenated along dimension 1, summed, averaged.
+
+    Without `how`, all of them one after another.
+
+    >>> combine([(torch.ones(2, 1),), (torch.ones(2, 3),)], "concat")[0].shape
+    torch.Size([2, 4])
+    """
+    if not how or len(values) == 1:
+        return tuple(tensor for tensors in values for tensor in tensors)
+    alike = list(zip(*values, strict=True))
+    if how == "concat":
+        return tuple(torch.cat(tensors, 1) for tensors in alike)
+    sums = tuple(sum(tensors[1:], start=tensors[0]) for tensors in alike)
+    return sums if how == "sum" else tuple(total / len(values) for total in sums)
 
 
 def unjoinable(specs: Sequence[TensorSpec]) -> list[str]:

@@ -71,6 +71,11 @@ class Loss:
         counted = labels[self._counted(labels)]
         return float(counted.numel() if self._weights is None else self._weights[counted.cpu()].sum())
 
+    @property
+    def counts_labels(self) -> bool:
+        """Whether the normaliser depends on what the labels are, not only on how many."""
+        return self.kind.classes and (self._weights is not None or "ignore_index" in self._options)
+
     def score(self, output: Tensor, labels: Tensor) -> dict[str, float]:
         """`correct` and `count`, where an answer is right or wrong; else nothing."""
         if self.kind.classes:

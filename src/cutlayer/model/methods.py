@@ -25,7 +25,12 @@ def canonical(training: Training) -> tuple[Training, list[str]]:
     schedule = training.lr_schedule
     if schedule is not None:
         schedule = _spelled(schedule, schedule_names(), "training.lr_schedule", NOT_SCHEDULES, faults)
-    training = replace(training, loss=loss, optimizer=optimizer, server_optimizer=server, lr_schedule=schedule)
+    losses = {
+        name: _spelled(method, KINDS, f"training.losses.{name}", {}, faults) for name, method in training.losses.items()
+    }
+    training = replace(
+        training, loss=loss, optimizer=optimizer, server_optimizer=server, lr_schedule=schedule, losses=losses
+    )  # fmt: skip
     return training, faults or _option_faults(training)
 
 
@@ -44,10 +49,11 @@ def _spelled(
 
 def _option_faults(training: Training) -> list[str]:
     """What torch says to the options, tried on a parameter made up for it."""
+    losses = {"loss": training.loss} | {f"losses.{name}": method for name, method in training.losses.items()}
     faults = [
-        f"training.loss.{option} is no option of {training.loss.name}"
-        + nearest(option, KINDS[training.loss.name].options or {"none"})
-        for option in training.loss.options.keys() - KINDS[training.loss.name].options
+        f"training.{where}.{option} is no option of {loss.name}" + nearest(option, KINDS[loss.name].options or {"none"})
+        for where, loss in losses.items()
+        for option in loss.options.keys() - KINDS[loss.name].options
     ]
     for which in ("optimizer", "server_optimizer"):
         method: Method | None = getattr(training, which)

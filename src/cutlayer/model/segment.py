@@ -1,14 +1,16 @@
 """A segment at work: a slice of the model on one replica, with a graph kept for each ticket in flight."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cutlayer.model.joining import combine
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.plan.streams import stream_seed
+from cutlayer.plan.topology import Join
 from cutlayer.protocol.messages import Ticket
 from cutlayer.protocol.segment import Outcome
 
@@ -29,8 +31,9 @@ class ModelSegment:
     It is a thin cover: what takes long to make or to learn is the replica's, so that a replica that takes turns with
     the states of several owners gets a segment for each.
 
-    `returns` says for each input edge which of its tensors a gradient goes back for; `labels_edge` names the input
-    that is the loss' target.
+    `returns` says for each input edge which of its tensors a gradient goes back for; `target_edge` names the input
+    that is the loss' target. `join`: how its other inputs become one. `weight`: λ of its loss where a network has
+    several; each is then divided by its own normaliser, so that what all segments step on is Σ λ · mean loss.
 
     Before each forward the random stream is set to `stream_seed(secret, "forward", segment, turn, step, micro)`, so
     that any ticket can be run again alone, and there is no random state to save.
@@ -44,20 +47,29 @@ class ModelSegment:
         secret: bytes,
         returns: Mapping[str, tuple[bool, ...]],
         loss: Loss | None = None,
-        labels_edge: str = "",
+        target_edge: str = "",
+        join: Join = "",
+        weight: float | None = None,
     ) -> None:
         self.name = name
         self.replica = replica
         self._secret = secret
         self._returns = returns
         self._loss = loss
-        self._labels_edge = labels_edge
+        self._target_edge = target_edge
+        self._join: Join = join
+        self._weight = weight
         self._graphs: dict[Ticket, _Graph] = {}
         self.busy = False
         """Whether a ticket waits for its gradient, or gradients wait for the step."""
 
-    def forward(self, ticket: Ticket, inputs: Mapping[str, Tensors]) -> Outcome[Tensors]:
-        """Outputs for inputs by edge name. When training, the graph is kept under the ticket."""
+    def forward(
+        self, ticket: Ticket, inputs: Mapping[str, Tensors], rows: int = 0, left_out: Collection[str] = ()
+    ) -> Outcome[Tensors]:
+        """Outputs for inputs by edge name, of so many rows. When training, the graph is kept under the ticket.
+
+        Inputs that are `left_out` are taken as zeros, and get zeros as gradients.
+        """
         training = ticket.purpose == "train"
         module = self.replica.module
         if module.training != training:
@@ -66,10 +78,10 @@ class ModelSegment:
             stream_seed(self._secret, "forward", self.name, ticket.turn, ticket.step, ticket.micro), self.replica.device
         )
         if torch.is_grad_enabled() is training:  # the usual case; a context costs microseconds
-            outcome, graph = self._outcome(inputs, training)
+            outcome, graph = self._outcome(inputs, training, rows, left_out)
         else:
             with torch.set_grad_enabled(training):
-                outcome, graph = self._outcome(inputs, training)
+                outcome, graph = self._outcome(inputs, training, rows, left_out)
         if training:
             self.busy = True
             self._graphs[ticket] = graph
@@ -94,14 +106,26 @@ class ModelSegment:
         self._graphs.clear()
         self.busy = False
 
-    def _outcome(self, inputs: Mapping[str, Tensors], training: bool) -> tuple[Outcome[Tensors], _Graph]:
-        leaves = {edge: self._leaves(edge, inputs[edge], training) for edge in inputs if edge != self._labels_edge}
-        outputs = self._run([leaf for edge in leaves.values() for leaf in edge], training)
-        if self._loss is None or not self._labels_edge:
+    def _outcome(
+        self, inputs: Mapping[str, Tensors], training: bool, rows: int, left_out: Collection[str]
+    ) -> tuple[Outcome[Tensors], _Graph]:
+        leaves = {edge: self._leaves(edge, inputs[edge], training) for edge in inputs if edge != self._target_edge}
+        given = [
+            tuple(map(torch.zeros_like, tensors)) if edge in left_out else tensors for edge, tensors in leaves.items()
+        ]
+        outputs = self._run(list(combine(given, self._join)), training)
+        if self._loss is None or self._target_edge not in inputs:
             return Outcome(outputs), _Graph(leaves, outputs)
-        labels = inputs[self._labels_edge][0]
-        total = self._loss.total(outputs[0], labels)
-        return Outcome(outputs, self._sums(total, outputs[0], labels, training)), _Graph(leaves, (total,))
+        target = inputs[self._target_edge][0]
+        total = self._loss.total(outputs[0], target)
+        sums = self._sums(total, outputs[0], target, training)
+        return Outcome(outputs, sums), _Graph(leaves, (self._weighted(total, sums["normaliser"], rows),))
+
+    def _weighted(self, total: Tensor, normaliser: float, rows: int) -> Tensor:
+        """Where there are several losses, every replica divides its gradients by the rows, whatever each normaliser."""
+        if self._weight is None:
+            return total
+        return total * (self._weight * rows / normaliser if normaliser else 0.0)
 
     def _leaves(self, edge: str, tensors: Tensors, training: bool) -> Tensors:
         """The start of a graph of our own; nothing of the sender's graph is behind it."""

@@ -13,7 +13,7 @@ from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.topology import SourceKind
 from cutlayer.protocol.messages import Purpose, StateKind
 
-VERSION = 2
+VERSION = 3
 
 Way = Literal["forward", "backward"]
 
@@ -108,8 +108,17 @@ Observer = Callable[[Fact], Stop | None]
 
 
 def metrics(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means from sums: `loss`, and `accuracy` and `rows` where answers were counted."""
-    means = {"loss": sums["loss"] / sums["normaliser"]} if sums.get("normaliser") else {}
-    if sums.get("count"):
-        means |= {"accuracy": sums["correct"] / sums["count"], "rows": sums["count"]}
+    """Means from sums: `loss`, and `accuracy` and `rows` where answers were counted.
+
+    Where there are several losses, those of one begin with its segment's name, in sums and means.
+
+    >>> metrics({"top_2.loss": 3.0, "top_2.normaliser": 2.0})
+    {'top_2.loss': 1.5}
+    """
+    means: dict[str, float] = {}
+    for loss in dict.fromkeys(name[: name.rfind(".") + 1] for name in sums):
+        if normaliser := sums[f"{loss}normaliser"]:
+            means[f"{loss}loss"] = sums[f"{loss}loss"] / normaliser
+        if count := sums.get(f"{loss}count"):
+            means |= {f"{loss}accuracy": sums[f"{loss}correct"] / count, f"{loss}rows": count}
     return means

@@ -1,10 +1,13 @@
 """The meter: bytes by edge and direction as they crossed the channel, time by what it was spent on."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cutlayer.observe.facts import Crossed, Fact, Moved, Scored, Spent
 from cutlayer.plan.tensors import TensorShape
+
+NOT_LONG_AGO = 64
+"""So many entries back another party's losses of the same turn may stand."""
 
 
 @dataclass(slots=True)
@@ -59,7 +62,16 @@ class Meter:
             case Spent():
                 self.seconds[fact.on] += fact.seconds
             case Scored():
-                self.history.append(fact)
+                self._note(fact)
+
+    def _note(self, fact: Scored) -> None:
+        """A turn's scores on an owner's rows are one entry, though several parties may hold losses."""
+        for place in range(len(self.history) - 1, max(len(self.history) - 1 - NOT_LONG_AGO, -1), -1):
+            known = self.history[place]
+            if (known.turn, known.owner) == (fact.turn, fact.owner):
+                self.history[place] = replace(fact, metrics={**known.metrics, **fact.metrics})
+                return
+        self.history.append(fact)
 
     def _count(self, fact: Crossed) -> None:
         key = (fact.peer, fact.edge, fact.way, fact.sent, fact.purpose)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cutlayer.errors import CutError, CutlayerError, PlanError
-from cutlayer.model.cut import cut
-from cutlayer.model.describe import describe, state_specs
+from cutlayer.model.cut import cut, parts_by_name
+from cutlayer.model.describe import Wiring, describe, state_specs
 from cutlayer.model.joining import unjoinable
 from cutlayer.model.loss import Loss
 from cutlayer.model.methods import batch_norm_layers, canonical, personal_names
@@ -27,7 +27,16 @@ from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents, Terms
 from cutlayer.plan.schedule import SCHEDULES
 from cutlayer.plan.streams import stream_seed
 from cutlayer.plan.tensors import TensorSpec
-from cutlayer.plan.topology import TOPOLOGIES, Topology
+from cutlayer.plan.topology import Edge, SourceKind, Topology
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Brought:
+    """A source: what one row of it looks like; of labels that are classes, how many there are."""
+
+    kind: SourceKind
+    specs: tuple[TensorSpec, ...]
+    classes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +55,34 @@ class Agreement:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a row of features looks like."""
+        """What a row of features looks like; where parties have different columns, the first one's."""
         return self._carried("rows")
 
     @property
     def labels(self) -> TensorSpec:
-        """What a row's label looks like."""
+        """What a row's label looks like; the first one's where there are several tasks."""
         return self._carried("labels")[0]
+
+    def brought(self, party: str) -> dict[str, Brought]:
+        """The columns that a party brings, by source."""
+        contents = self.plan.contents
+        return {
+            source.name: Brought(
+                kind=source.kind,
+                specs=contents.edges[self.plan.topology.outputs(source.name)[0].name],
+                classes=contents.classes.get(source.name, 0),
+            )
+            for source in self.plan.sources_of(party)
+        }
+
+    def features_of(self, party: str) -> tuple[TensorSpec, ...]:
+        """What a row of a party's features looks like; nothing of one that brings none."""
+        return next((each.specs for each in self.brought(party).values() if each.kind == "rows"), ())
+
+    def segments_of(self, party: str) -> tuple[str, ...]:
+        """The segments that a party runs."""
+        plan = self.plan
+        return tuple(segment.name for segment in plan.topology.segments if plan.holds(party, segment.role))
 
     def _carried(self, kind: str) -> tuple[TensorSpec, ...]:
         topology = self.plan.topology
@@ -73,21 +103,20 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
         )
     if faults:
         raise PlanError(faults)
-    topology = TOPOLOGIES[terms.topology]()
-    loss = Loss(training.loss)
-    parts, cutting, answer = _cut(terms, model, topology, terms.model.cut, loss)
+    sketch = Plan(terms=terms, contents=Contents.empty())
+    parts, cutting, classes = _cut(sketch, model, terms.model.cut)
     elsewhere, cuttings = {}, {}
     for name in terms.filling("client"):
         if (own := terms.parties[name].cut) and own != terms.model.cut:
-            elsewhere[name], cuttings[name], _ = _cut(terms, model, topology, own, loss)
+            elsewhere[name], cuttings[name], _ = _cut(sketch, model, own)
     personal, faults = personal_names(model, training.personal)
-    faults += _joining_faults(terms, parts, cutting, topology, frozenset(personal))
+    faults += _joining_faults(terms, parts, cutting, sketch.topology, frozenset(personal))
     if faults:
         raise PlanError(faults)
     contents = Contents(
         segments=cutting.segments,
         edges=cutting.edges,
-        classes=loss.classes(answer),
+        classes=classes,
         model_digest=model_digest,
         weights_digest=state_digest(model.state_dict()),
         personal=personal,
@@ -97,19 +126,74 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
 
 
 def _cut(
-    terms: Terms, model: nn.Module, topology: Topology, at: tuple[str, ...], loss: Loss
-) -> tuple[dict[str, nn.Module], Cutting, TensorSpec]:
-    """The model's parts when cut there, what that makes of the topology, and what the model answers."""
-    parts = cut(model, at or None, [segment.name for segment in topology.segments])
-    outputs = describe(parts, (terms.input.spec,))
-    answer = outputs[topology.segments[-1].name][0]
-    if fault := loss.fault(answer):
-        raise PlanError(fault)
+    sketch: Plan, model: nn.Module, at: tuple[str, ...]
+) -> tuple[dict[str, nn.Module], Cutting, dict[str, int]]:  # fmt: skip
+    """The model's parts when cut there, what that makes of the topology, and how many classes labels have."""
+    topology = sketch.topology
+    names = [segment.name for segment in topology.segments]
+    parts = cut(model, at or None, names) if topology.is_chain else parts_by_name(model, names)
+    carried: dict[str, tuple[TensorSpec, ...]] = {
+        source.name: tuple(each.spec for each in sketch.terms.inputs_of(source.role))
+        for source in topology.sources
+        if source.kind == "rows"
+    }
+    outputs = describe(parts, carried, _wiring(topology))
+    labels, classes = _labels(sketch, outputs, carried)
     cutting = Cutting(
         segments={name: _segment(part) for name, part in parts.items()},
-        edges=_edges(topology, outputs, terms.input.spec, loss.labels(answer)),
+        edges={edge.name: _carried_by(edge, carried | labels | outputs) for edge in topology.edges},
     )
-    return parts, cutting, answer
+    return parts, cutting, classes
+
+
+def _wiring(topology: Topology) -> Wiring:
+    feeds = {
+        segment.name: tuple(
+            edge.source
+            for edge in topology.inputs(segment.name)
+            if not segment.loss or edge != topology.target(segment.name)
+        )
+        for segment in topology.segments
+    }
+    return Wiring(feeds=feeds, joins={segment.name: segment.join for segment in topology.segments})
+
+
+def _labels(
+    sketch: Plan, outputs: dict[str, tuple[TensorSpec, ...]], rows: dict[str, tuple[TensorSpec, ...]]
+) -> tuple[dict[str, tuple[TensorSpec, ...]], dict[str, int]]:
+    """What each source of labels must look like for the losses that it goes to. Raises `PlanError`."""
+    labels: dict[str, tuple[TensorSpec, ...]] = {}
+    classes: dict[str, int] = {}
+    faults = []
+    topology, micro_batches = sketch.topology, sketch.terms.training.micro_batches
+    for node in topology.losses:
+        loss, answer, edge = Loss(sketch.loss_of(node.name)), outputs[node.name][0], topology.target(node.name)
+        assert edge is not None
+        if fault := loss.fault(answer):
+            faults.append(fault)
+            continue
+        if len(topology.losses) > 1 and micro_batches > 1 and loss.counts_labels:
+            faults.append(
+                f"training.micro_batches = {micro_batches}, but what the loss of {node.name} is divided by depends on "
+                "the labels of the whole batch, and there are several losses: say micro_batches = 1"
+            )
+        due = (loss.labels(answer),)
+        known = labels.setdefault(edge.source, rows.get(edge.source, due))
+        if known != due:
+            told = ", ".join(map(str, known))
+            faults.append(f"the loss of {node.name} compares {due[0]} with {edge.source}, which is {told}")
+        if topology.source_kind(edge) == "labels":
+            classes[edge.source] = loss.classes(answer)
+    if faults:
+        raise PlanError(faults)
+    return {name: specs for name, specs in labels.items() if name not in rows}, classes
+
+
+def _carried_by(edge: Edge, carried: dict[str, tuple[TensorSpec, ...]]) -> tuple[TensorSpec, ...]:
+    specs = carried[edge.source]
+    if edge.gradient:
+        return specs
+    return tuple(TensorSpec(dtype=spec.dtype, shape=spec.shape, differentiable=False) for spec in specs)
 
 
 def _joining_faults(
@@ -142,14 +226,6 @@ def _joining_faults(
 def _segment(part: nn.Module) -> SegmentContents:
     trainable = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
     return SegmentContents(state=state_specs(part), parameters=trainable)
-
-
-def _edges(
-    topology: Topology, outputs: dict[str, tuple[TensorSpec, ...]], rows: TensorSpec, labels: TensorSpec
-) -> dict[str, tuple[TensorSpec, ...]]:
-    carried = {"rows": (rows,), "labels": (labels,)}
-    sources = {source.name: carried[source.kind] for source in topology.sources}
-    return {edge.name: (sources | outputs)[edge.source] for edge in topology.edges}
 
 
 # ---------------------------------------------------------------------- a folder's files

@@ -4,7 +4,9 @@ import json
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from cutlayer.data.roles import TableRoles, plain_numbers, read_roles
 from cutlayer.errors import PlanError
 from cutlayer.party.agreement import files_digest
 from cutlayer.plan.document import read_document
@@ -17,9 +19,11 @@ ACCEPTED = Path(".cutlayer") / "accepted.json"
 class PartyFile:
     """`party.toml`. Paths are relative to the file's own folder.
 
-    `data` and `held_out` name a CSV file, an array file (`.npz`) or
-    `package.module:factory`; `features`, `label` and `classes` choose a
-    table's columns; `options` go to the factory.
+    `data` and `held_out` name a CSV or Parquet file, an array file (`.npz`)
+    or `package.module:factory`; `features`, `label` and `classes` choose a
+    table's columns, or `columns` (`[columns]`) gives each its role; `id`
+    names the rows, `aligned` is what `cutlayer align` wrote of them; with
+    `unlabelled` labels may be missing; `options` go to the factory.
     """
 
     data: str = ""
@@ -27,6 +31,10 @@ class PartyFile:
     features: list[str] | None = None
     label: str | None = None
     classes: list[str] | None = None
+    columns: dict[str, Any] | None = None
+    id: str = ""
+    aligned: str = ""
+    unlabelled: bool = False
     options: dict[str, Option] = field(default_factory=dict)
     keys: str = "keys"
     listen: str = ""
@@ -34,6 +42,32 @@ class PartyFile:
     device: str = "cpu"
     threads: int = 0
     out: str = ""
+
+    @property
+    def roles(self) -> TableRoles | None:
+        """What the table's columns are for, None if they are plain numbers. Raises `PlanError` with all faults.
+
+        `features` beside an id are plain numbers too; a label with neither them nor `[columns]` is all there is.
+        """
+        if self.columns is None and not (self.id or self.aligned or self.unlabelled):
+            return None
+        faults: list[str] = []
+        columns = plain_numbers(self.features or []) if self.columns is None else read_roles(self.columns, faults)
+        if self.columns is not None and self.features is not None:
+            faults.append("features and [columns] both choose what the model sees: leave features out")
+        if self.unlabelled and self.columns is None and self.features is None and not self.id:
+            faults.append("unlabelled is for a table whose features are named: give a table [columns], or features")
+        roles = TableRoles(
+            columns=columns,
+            id=self.id or None,
+            label=self.label or None,
+            classes=None if self.classes is None else tuple(self.classes),
+            aligned=Path(self.aligned) if self.aligned else None,
+            unlabelled=self.unlabelled,
+        )
+        if faults := faults or roles.faults():
+            raise PlanError(faults)
+        return roles
 
 
 def read_party_file(path: Path) -> PartyFile:
@@ -47,9 +81,16 @@ def read_party_file(path: Path) -> PartyFile:
     def beside(value: str) -> str:
         return str(path.parent / value) if value and ":" not in value else value
 
-    return replace(
-        here, data=beside(here.data), held_out=beside(here.held_out), keys=beside(here.keys), out=beside(here.out)
+    here = replace(
+        here,
+        data=beside(here.data),
+        held_out=beside(here.held_out),
+        aligned=beside(here.aligned),
+        keys=beside(here.keys),
+        out=beside(here.out),
     )
+    _ = here.roles  # all its faults are told at once, and now
+    return here
 
 
 def accept(plan: Path, digest: str) -> None:

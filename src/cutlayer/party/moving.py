@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cutlayer.data.loader import Loader
 from cutlayer.model.average import WeightedSum
 from cutlayer.model.segment import ModelSegment
 from cutlayer.model.state import (
@@ -50,17 +51,19 @@ class Mover:
         run: Callable[[], str],
         steps: Callable[[], int],
         seals: Seals | None,
+        loader: Loader | None = None,
     ) -> None:
         """`segment`: a replica's segment, at work. `run`: the run's name. `steps`: the most a replica can have taken.
 
-        Without `seals` nothing can be sealed.
+        Without `seals` nothing can be sealed. `loader`: whose order of rows others may follow, or that follows theirs.
         """
+        self._loader = loader
         self._plan, self._name, self._replicas, self._segment, self._run = plan, name, replicas, segment, run
         self._steps = steps
         self._seals = seals
-        self._server_segments = [s.name for s in plan.topology.segments if s.role == "server"]
+        self._server_segments = plan.server_segments
         self._with_optimizer = plan.terms.training.averaged_optimizer == "average"
-        self._elsewhere = plan.straddling if plan.aggregator != plan.first["server"] else frozenset[str]()
+        self._elsewhere = plan.straddling if plan.aggregator != plan.first.get("server") else frozenset[str]()
         """What a server's replicas leave to the aggregator."""
         self._sum = WeightedSum()
         self._result: dict[str, Tensor] | None = None
@@ -83,6 +86,8 @@ class Mover:
     # ------------------------------------------------------------------ out of replicas
 
     def _give(self, give: Give) -> Parcel:
+        if give.kind == "order":
+            return self._give_order(give)
         if give.kind == "replica":
             state = _union(
                 without_personal(self._replicas.state(key), self._replicas.pattern(key).personal)
@@ -99,6 +104,12 @@ class Mover:
             for key in give.replicas:
                 self._replicas.put_back(key)
         return parcel
+
+    def _give_order(self, give: Give) -> Parcel:
+        assert self._loader is not None
+        self._loader.follow(self._loader.order_key)
+        message = State(give.number, give.kind, self._name, give.target, ())
+        return self._parcel(message, ReplicaState(tensors={}, counts={}), self._loader.order_key)
 
     def _share(self, key: Key, wanted: frozenset[str] | None = None) -> ReplicaState:
         names = self._replicas.averaged(key)
@@ -124,6 +135,10 @@ class Mover:
 
     def _take(self, take: Take) -> None:
         data = self._opened(take.message, take.payload)
+        if take.message.kind == "order":
+            assert self._loader is not None
+            self._loader.follow(data)
+            return
         if take.message.kind == "mean" and take.of == "weights":
             for key in take.replicas:
                 self._replicas.begin_with(key, data, partial(self._mean_for, key, take, data))

@@ -6,15 +6,20 @@ One thread owns all of it. Whoever drives a party, the loop over a network or th
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
-from cutlayer.errors import ChannelClosed, ChannelError, CutlayerError, RunError, SegmentFailed
+from cutlayer.errors import ChannelClosed, ChannelError, CutlayerError, RemoteProtocolError, RunError, SegmentFailed
+from cutlayer.model.state import MODEL, ReplicaState
 from cutlayer.observe.facts import Crossed, Fact, Moved, Noticed, Observer, Progressed, Scored, Spent, metrics
+from cutlayer.party.forwarding import Forwarding
 from cutlayer.party.moving import Mover
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.sealed import Seals
@@ -24,27 +29,25 @@ from cutlayer.protocol import wire
 from cutlayer.protocol.agenda import Agendas
 from cutlayer.protocol.events import (
     Action,
-    Add,
     Broke,
     Connected,
     Done,
     Drop,
     Event,
     Fail,
-    Give,
     Lost,
     Movement,
+    Open,
     Ran,
     Received,
     Run,
     Send,
-    Settle,
-    Spread,
     Step,
-    Take,
     Tell,
 )
-from cutlayer.protocol.messages import Backward, Control, Forward, Message, Rows, State
+from cutlayer.protocol.events import Replica as Key
+from cutlayer.protocol.messages import Backward, Control, Forward, Message, Rows, Sealed, State, Task
+from cutlayer.protocol.route import Route
 from cutlayer.protocol.session import Session
 from cutlayer.transport.channel import Channel
 
@@ -56,6 +59,9 @@ class Setting:
     run: str = ""
     agendas: Agendas | None = None
     ahead: int = 0
+    task: Task = "train"
+    absent: tuple[str, ...] = ()
+    """Parties that a conductor's predictions do without."""
 
 
 class Party:
@@ -81,8 +87,15 @@ class Party:
         self.plan, self.name = plan, name
         rows = loader.rows if loader else Rows()
         self.session = Session(
-            plan, name, rows, run=setting.run, agendas=setting.agendas, ahead=setting.ahead
-        )  # fmt: skip
+            plan,
+            name,
+            rows,
+            run=setting.run,
+            agendas=setting.agendas,
+            ahead=setting.ahead,
+            task=setting.task,
+            absent=setting.absent,
+        )
         self.links: dict[str, Channel] = {}
         self.replicas = replicas
         self.over = False
@@ -96,16 +109,64 @@ class Party:
             self.replicas,
             segment=self._bench.segment,
             run=lambda: self.session.run,
-            steps=lambda: sum(map(self.session.total_steps, plan.clients)),
+            steps=lambda: sum(map(self.session.total_steps, plan.owners)),
             seals=seals,
+            loader=loader,
         )
+        self._forwarding = Forwarding(plan, name, run=lambda: self.session.run, seals=seals)
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
+
+    @property
+    def answers(self) -> dict[str, dict[str, Tensor]]:
+        """Of predictions: what each segment that answers gave, by owner of the rows, in the order of the rows."""
+        found: dict[str, dict[str, list[Tensor]]] = {}
+        for node, answers in self._bench.answers.items():
+            for (owner, *_), answer in sorted(answers.items()):
+                found.setdefault(node, {}).setdefault(owner, []).append(answer)
+        return {node: {owner: torch.cat(parts) for owner, parts in each.items()} for node, each in found.items()}
 
     @property
     def segments(self) -> Segments:
         """This party's replicas that have been at work or were given a state, each with the segment at work on it."""
         return Segments(self.plan, self.name, self.replicas, partial(self._bench.segment, changes=False))
+
+    def weights(self, owner: str = "") -> dict[str, Tensor]:
+        """The parameters and buffers of this party's own segments, by their names in the uncut model.
+
+        A server that has a replica for each client gives that of `owner`, by default the first client's.
+        """
+        owner = owner or (self.name if self.name in self.plan.owners else self.plan.owners[0])
+        route = Route(self.plan, self.name, owner)
+        return {
+            name.removeprefix(MODEL): tensor.detach().cpu().clone()
+            for segment in route.segments
+            for name, tensor in self.replicas.state(route.replicas[segment]).tensors.items()
+            if name.startswith(MODEL)
+        }
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with these parameters and buffers, by their names in the uncut model, instead of the initial ones.
+
+        Raises `RunError` for what is not there or does not fit.
+        """
+        for owner in self.plan.owners:
+            route = Route(self.plan, self.name, owner)
+            for segment in route.segments:
+                self._restore(route.replicas[segment], weights)
+
+    def _restore(self, key: Key, weights: Mapping[str, Tensor]) -> None:
+        pattern = self.replicas.pattern(key)
+        initial = pattern.state()
+        names = [name.removeprefix(MODEL) for name in initial.tensors if name.startswith(MODEL)]
+        if missing := [name for name in names if name not in weights]:
+            raise RunError(
+                f"the saved weights have no {missing[0]!r}, which {key[0]} of {self.name} needs: name the folder that "
+                f"{self.name}'s run of this plan has saved"
+            )
+        own = ReplicaState(tensors={MODEL + name: weights[name] for name in names}, counts=initial.counts)
+        pattern.check(own, names=names)
+        self.replicas.replace(key, own)
 
     # ------------------------------------------------------------------ what drives a party
 
@@ -123,12 +184,17 @@ class Party:
         except ChannelError as error:
             self.feed(Lost(peer, str(error)))
             return
+        self._received(peer, message, views, frame.nbytes)
+
+    def _received(self, peer: str, message: Message | Control, views: Sequence[memoryview], nbytes: int) -> None:
         payload = None
         if isinstance(message, Forward | Backward):
-            self._tell_crossed(peer, message, frame.nbytes, sent=False)
+            self._tell_crossed(peer, message, nbytes, sent=False)
             payload = Undecoded(message.tensors, views)
         elif isinstance(message, State):
-            self._tell_moved(message, frame.nbytes, sent=False)
+            self._tell_moved(message, nbytes, sent=False)
+            payload = Undecoded(message.tensors, views)
+        elif isinstance(message, Sealed):
             payload = Undecoded(message.tensors, views)
         self.feed(Received(peer, message, payload))
 
@@ -145,14 +211,8 @@ class Party:
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Run():
-                self._guarded(self._run, action, f"{action.node} of {self.name} failed at {action.ticket}")
             case Send():
                 self._send(action)
-            case Step():
-                self._guarded(self._step, action, f"{action.replica[0]} of {self.name} failed")
-            case Give() | Take() | Add() | Spread() | Settle():
-                self._guarded(self._move, action, f"{self.name} failed to move a state")
             case Tell():
                 self._tell_scores(action)
             case Drop():
@@ -161,6 +221,19 @@ class Party:
             case Done() | Fail():
                 self.over = True
                 self.error = action.error if isinstance(action, Fail) else None
+            case _:
+                self._work(action)
+
+    def _work(self, action: Run | Open | Step | Movement) -> None:
+        match action:
+            case Run():
+                self._guarded(self._run, action, f"{action.node} of {self.name} failed at {action.ticket}")
+            case Open():
+                self._guarded(self._open, action, f"{self.name} could not open what {action.message.source} sealed")
+            case Step():
+                self._guarded(self._step, action, f"{action.replica[0]} of {self.name} failed")
+            case _:
+                self._guarded(self._move, action, f"{self.name} failed to move a state")
 
     def _guarded(self, work: Callable[[Any], None], action: Action, failed: str) -> None:
         """What goes wrong in the user's model or rows ends the run for all, with a sentence, not a silence."""
@@ -175,9 +248,23 @@ class Party:
 
     def _run(self, run: Run) -> None:
         start = time.perf_counter()
-        result, sums = self._bench.run(run)
+        result: Any
+        if run.direction == "load":
+            (result, mark), sums = self._bench.load(run), None
+        else:
+            (result, sums), mark = self._bench.run(run), b""
         self.tell(Spent(party=self.name, on=run.direction, seconds=time.perf_counter() - start))
-        self._events.append(Ran(run.ticket, run.node, run.direction, result, sums))
+        self._events.append(Ran(run.ticket, run.node, run.direction, result, sums, mark))
+
+    def _open(self, action: Open) -> None:
+        """The frame that a fellow sealed for me, as if it had come by a link of its own."""
+        message, payload = action.message, action.payload
+        frame = self._forwarding.open(message, payload.views[0])
+        inner, views = wire.decode(frame)
+        if not isinstance(inner, Forward | Backward):
+            raise RemoteProtocolError("wrong-seal", message.source, f"a sealed {type(inner).__name__}")
+        self._tell_crossed(message.source, inner, frame.nbytes, sent=False)
+        self._events.append(Received(message.source, inner, Undecoded(inner.tensors, views)))
 
     def _step(self, step: Step) -> None:
         start = time.perf_counter()
@@ -198,7 +285,7 @@ class Party:
 
     def _send(self, send: Send) -> None:
         if isinstance(send.payload, Undecoded):
-            self._transmit(send.message, send.payload.views)
+            self._transmit(send.message, send.payload.views, to=send.peer)
         else:
             self._transmit(send.message, [raw.encode(tensor) for tensor in send.payload or ()], to=send.peer)
 
@@ -208,12 +295,14 @@ class Party:
         """Send a message to a peer; a state goes to the party it is for, by the conductor if there is no other way."""
         if isinstance(message, State):
             to = message.target if message.target in self.links else self.plan.conductor
-        channel = self.links.get(to)
+        sealed = to in self.session.fellows
+        channel = self.links.get(self.plan.conductor if sealed else to)
         if channel is None:
             return
         start = time.perf_counter()
         try:
-            nbytes = channel.send(wire.encode(message, payload))
+            encoded = self._forwarding.wrap(to, message, payload) if sealed else wire.encode(message, payload)
+            nbytes = channel.send(encoded)
         except ChannelClosed:
             return  # whoever reads this link will say so, after the peer's last words
         except ChannelError as error:

@@ -72,7 +72,8 @@ class Replicas:
         self._averages_optimizers = training.averaged_optimizer == "average"
         self._personal = frozenset(plan.contents.personal)
         self._methods = {
-            segment.name: (training.server_optimizer if segment.role == "server" else None) or training.optimizer
+            segment.name: (training.server_optimizer if segment.name in plan.server_segments else None)
+            or training.optimizer
             for segment in plan.topology.segments
         }
         self._rates = {name: Rates(method, training.lr_schedule) for name, method in self._methods.items()}

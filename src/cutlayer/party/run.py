@@ -1,20 +1,18 @@
 """One party of a run over a network, from its credentials and rows to its report."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cutlayer.data.loader import Loader
 from cutlayer.errors import DataError, PlanError
-from cutlayer.model.state import MODEL
 from cutlayer.observe.facts import Noticed, Observer
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
@@ -22,10 +20,11 @@ from cutlayer.party.loop import Loop
 from cutlayer.party.party import Party, Setting
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.report import report
+from cutlayer.party.saved import WEIGHTS, write_encoding, write_weights
 from cutlayer.party.sealed import Seals
 from cutlayer.plan.check import sealing_parties
 from cutlayer.plan.plan import Plan
-from cutlayer.protocol.route import Route
+from cutlayer.protocol.messages import Task
 from cutlayer.transport.dialler import dial
 from cutlayer.transport.listener import Listener
 from cutlayer.transport.tls import KeyFiles
@@ -50,6 +49,17 @@ class Network:
     insecure_plaintext_on_loopback: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a party brings to the use of a model: the weights of its segments, by their names in the uncut model.
+
+    A conductor may do without `absent` parties if the plan was trained for that.
+    """
+
+    weights: Mapping[str, Tensor]
+    absent: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """A finished run, as one party saw it."""
@@ -57,6 +67,7 @@ class Outcome:
     party: Party
     meter: Meter
     seconds: float
+    loader: Loader | None = None
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -72,18 +83,12 @@ class Outcome:
 
         A server that has a replica for each client gives that of `owner`, by default the first client's.
         """
-        plan, name = self.party.plan, self.party.name
-        clients = plan.terms.filling("client")
-        owner = owner or (name if name in clients else clients[0])
-        return {
-            key.removeprefix(MODEL): tensor.detach().cpu().clone()
-            for replica in Route(plan, name, owner).replicas.values()
-            for key, tensor in self.party.replicas.state(replica).tensors.items()
-            if key.startswith(MODEL)
-        }
+        return self.party.weights(owner)
 
     def save(self, folder: Path) -> Path:
         """Write this party's own weights as `weights.safetensors` into a folder; returns the path.
+
+        Beside them goes what its table was scaled and numbered by, if it was.
 
         A server whose replicas differ by client writes `weights-CLIENT.safetensors` for each as well.
         """
@@ -91,20 +96,16 @@ class Outcome:
         first = self.state()
         plan = self.party.plan
         if self.party.session.conducts and not plan.schedule.server_shared:
-            for owner in plan.terms.filling("client"):
+            for owner in plan.owners:
                 own = self.state(owner)
                 if own.keys() != first.keys() or not all(torch.equal(own[name], first[name]) for name in own):
-                    self._write(folder / f"weights-{owner}.safetensors", own)
-        return self._write(folder / "weights.safetensors", first)
-
-    def _write(self, target: Path, state: dict[str, Tensor]) -> Path:
-        temporary = target.with_suffix(".tmp")
-        save_file(state, temporary, metadata={"plan": self.party.plan.digest, "party": self.party.name})
-        temporary.replace(target)
-        return target
+                    write_weights(folder / f"weights-{owner}.safetensors", own, plan, self.party.name)
+        if (encoding := self.loader.encoding if self.loader else None) is not None:
+            write_encoding(folder, encoding)
+        return write_weights(folder / WEIGHTS, first, plan, self.party.name)
 
 
-def run(
+def run(  # noqa: PLR0913 (a party's whole life in one call)
     agreement: Agreement,
     party: str,
     network: Network,
@@ -114,8 +115,11 @@ def run(
     held_out: Dataset[Any] | None = None,
     observers: Sequence[Observer] = (),
     device: str = "cpu",
+    prediction: Prediction | None = None,
 ) -> Outcome:
     """Take part in a run as `party` until it has ended. Blocks; call it in the process's main thread.
+
+    With a `prediction` nothing is trained: the model answers all rows of `data`.
 
     A server listens and waits for all clients; a client tries to reach the server for `limits.join_timeout_s`.
     Raises what ended the run, if it did not end as planned: any `CutlayerError`.
@@ -124,7 +128,10 @@ def run(
     if party not in plan.terms.parties:
         raise PlanError(f"{party!r} is no party of the plan; parties are {', '.join(plan.terms.parties)}")
     _check_seals(plan, party, network)
-    loader = make_loader(agreement, party, data, held_out, secret)
+    task: Task = "predict" if prediction else "train"
+    if prediction and (reason := plan.why_not_without(prediction.absent)):
+        raise PlanError(reason)
+    loader = make_loader(agreement, party, data, held_out, secret, task)
     meter = Meter()
     member = Party(
         plan,
@@ -134,8 +141,10 @@ def run(
         loader=loader,
         observers=(meter, *observers),
         seals=network.seals,
-        setting=Setting(run=token_hex(RUN_NAME_BYTES)),
+        setting=Setting(run=token_hex(RUN_NAME_BYTES), task=task, absent=prediction.absent if prediction else ()),
     )
+    if prediction:
+        member.restore(prediction.weights)
     loop, start = Loop(member), time.perf_counter()
     common: dict[str, Any] = {
         "party": party,
@@ -156,7 +165,7 @@ def run(
             address = network.connect or address_of(plan.terms.parties[server].address, server)
             member.tell(Noticed(party=party, sentence=f"{party} dials {server} at {address[0]}:{address[1]}"))
             loop.run([dial(address, network.credentials, peer=server, **common)])
-    return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start)
+    return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start, loader=loader)
 
 
 def _check_seals(plan: Plan, party: str, network: Network) -> None:
@@ -164,30 +173,39 @@ def _check_seals(plan: Plan, party: str, network: Network) -> None:
     states = party in sealing_parties(plan.terms)
     if states and network.seals is None:
         raise PlanError(
-            f"under {plan.terms.schedule} states of {party} travel sealed: give {party} its keys (`cutlayer keys "
-            f"request {party}`) and pin everybody's in the plan (`cutlayer keys pin`)"
+            f"under {plan.terms.schedule} what {party} tells other parties travels sealed: give {party} its keys "
+            f"(`cutlayer keys request {party}`) and pin everybody's in the plan (`cutlayer keys pin`)"
         )
 
 
 def make_loader(
-    agreement: Agreement, party: str, data: Dataset[Any] | None, held_out: Dataset[Any] | None, secret: bytes
+    agreement: Agreement,
+    party: str,
+    data: Dataset[Any] | None,
+    held_out: Dataset[Any] | None,
+    secret: bytes,
+    task: Task = "train",
 ) -> Loader | None:
-    """A client's rows as the plan wants them; None for a party that brings none. Raises `DataError`."""
-    plan = agreement.plan
-    if party not in plan.terms.filling("client"):
+    """A party's rows as the plan wants them; None for a party that brings none. Raises `DataError`."""
+    plan, brought = agreement.plan, agreement.brought(party)
+    features = [each for each in brought.values() if each.kind == "rows"]
+    labels = [each for each in brought.values() if each.kind == "labels"]
+    if not brought or (task == "predict" and not features):
         if data is not None:
-            raise DataError(f"{party} is no client of the plan and brings no rows: leave its data out")
+            raise DataError(f"{party} brings no rows by the plan: leave its data out")
         return None
     if data is None:
-        raise DataError(f"{party} is a client of the plan, but no data is given for it")
+        raise DataError(f"{party} brings rows by the plan, but no data is given for it")
+    ignores = any("ignore_index" in plan.loss_of(loss.name).options for loss in plan.topology.losses)
     return Loader(
         data,
-        inputs=agreement.inputs,
-        labels=agreement.labels,
+        inputs=features[0].specs if features else (),
+        labels=labels[0].specs[0] if labels else None,
         secret=secret,
         shuffle=plan.terms.training.shuffle,
         held_out=plan.terms.training.held_out if held_out is None else held_out,
-        classes=None if "ignore_index" in plan.terms.training.loss.options else plan.contents.classes or None,
+        classes=None if ignores or not labels else labels[0].classes or None,
+        task=task,
     )
 
 

@@ -14,6 +14,7 @@ from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
 from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
+from cutlayer.plan.streams import stream_seed
 from cutlayer.plan.tensors import TensorShape, TensorSpec
 from cutlayer.protocol.events import Joined, Run, Step
 from cutlayer.protocol.events import Replica as Key
@@ -46,35 +47,68 @@ class Workbench:
     def __init__(self, plan: Plan, replicas: Replicas, *, secret: bytes, loader: Loader | None) -> None:
         self._plan, self._replicas, self._secret, self._loader = plan, replicas, secret, loader
         self._device = replicas.device
-        self._loss = Loss(plan.terms.training.loss)
+        self._losses = {loss.name: Loss(plan.loss_of(loss.name)) for loss in plan.topology.losses}
+        self._edges_into = {
+            segment.name: [e.name for e in plan.topology.inputs(segment.name) if plan.topology.source_kind(e) is None]
+            for segment in plan.topology.segments
+        }
         self._cut_average = plan.terms.training.cut_average
         self._source_kind = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
         self._scales = {name: party.lr_scale for name, party in plan.terms.parties.items() if party.lr_scale != 1}
-        self._server = plan.first["server"]
+        self._server_segments = frozenset(plan.server_segments)
+        self._dropout = Dropout(plan)
+        self.answers: dict[str, dict[tuple[str, int, int], Tensor]] = {}
+        """Of predictions: what each loss' segment answered, by owner, turn and step."""
 
     def segment(self, key: Key, *, changes: bool = True) -> ModelSegment:
         """The segment at work on a replica; `changes`: in training."""
         return self._replicas.at_work(key, self._wrapped, changes=changes)
 
     def run(self, run: Run) -> tuple[Result, Sums | None]:
-        """What a `Run` gives. Raises whatever the user's model or rows raise."""
-        if run.direction == "load":
-            assert self._loader is not None
-            assert run.batch is not None
-            return self._loader.load(run.node, run.batch), None
+        """What a `Run` of a segment gives. Raises whatever the user's model raises."""
         segment = self.segment(run.replica, changes=run.ticket.purpose == "train")
         if run.owners:
             return self._run_joined(segment, run)
         inputs = {edge: self._tensors(value) for edge, value in run.inputs.items()}
         if run.direction == "backward":
             return segment.backward(run.ticket, inputs), None
-        outcome = segment.forward(run.ticket, inputs)
+        assert run.batch is not None
+        inputs = self._with_missing(run, inputs)
+        outcome = segment.forward(run.ticket, inputs, run.batch.rows, self._dropout.of(run))
+        if run.ticket.purpose == "predict" and run.node in self._losses:
+            place = (run.ticket.owner, run.ticket.turn, run.ticket.step)
+            self.answers.setdefault(run.node, {})[place] = outcome.outputs[0].detach().cpu()
         return outcome.outputs, None if outcome.sums is None else {run.ticket.owner: outcome.sums}
+
+    def load(self, run: Run) -> tuple[Tensors, bytes]:
+        """A source's rows; and their mark, where several parties have columns of them. Raises `DataError`."""
+        assert self._loader is not None
+        assert run.batch is not None
+        source = self._plan.topology.source(run.node)
+        assert source is not None
+        mark = self._loader.mark(run.ticket, run.batch) if self._plan.schedule.together else b""
+        return self._loader.load("x" if source.kind == "rows" else "y", run.batch), mark
+
+    def _with_missing(self, run: Run, inputs: dict[str, Tensors]) -> dict[str, Tensors]:
+        """With zeros for the activations of absent parties, where they would be in the order of the edges."""
+        if run.ticket.purpose != "predict":
+            return inputs
+        assert run.batch is not None
+        rows, specs = run.batch.rows, self._plan.contents.edges
+        zeros = {
+            edge: tuple(
+                torch.zeros(spec.for_rows(rows).shape, dtype=getattr(torch, spec.dtype), device=self._device)
+                for spec in specs[edge]
+            )
+            for edge in self._edges_into[run.node]
+            if edge not in inputs
+        }
+        return {edge: (inputs | zeros)[edge] for edge in self._edges_into[run.node]} if zeros else inputs
 
     def step(self, step: Step) -> None:
         """Step a replica; the server's steps on one party's rows with the learning rate scaled as the plan says."""
         scale = 1.0
-        if self._scales and len(step.owners) == 1 and self._plan.topology.segment(step.replica[0]).role == "server":
+        if self._scales and len(step.owners) == 1 and step.replica[0] in self._server_segments:
             scale = self._scales.get(step.owners[0], 1.0)
         self.segment(step.replica).step(step.normaliser, step.round, scale)
 
@@ -82,7 +116,8 @@ class Workbench:
         name, owner = key
         node = self._plan.topology.segment(name)
         inputs = self._plan.topology.inputs(name)
-        labels = [edge.name for edge in inputs if self._source_kind[edge.name] == "labels"]
+        target = self._plan.topology.target(name) if node.loss else None
+        several = len(self._losses) > 1
         edges = self._plan.contents.of(owner).edges
         return ModelSegment(
             name,
@@ -94,8 +129,10 @@ class Workbench:
                 )
                 for edge in inputs
             },
-            loss=self._loss if node.loss else None,
-            labels_edge=labels[0] if node.loss else "",
+            loss=self._losses.get(name),
+            target_edge=target.name if target else "",
+            join=node.join,
+            weight=self._plan.terms.training.loss_weights.get(name, 1.0) if several else None,
         )
 
     def _tensors(self, value: Value) -> Tensors:
@@ -118,9 +155,10 @@ class Workbench:
         if onward:
             return Joined(tuple(split(outcome.outputs, edges[onward[0].name], run.rows))), None
         labels = next(tensors[0] for edge, tensors in inputs.items() if self._source_kind[edge] == "labels")
-        return None, dict(zip(run.owners, self._sums(outcome.outputs[0], labels, run.rows), strict=True))
+        sums = self._sums(self._losses[node], outcome.outputs[0], labels, run.rows)
+        return None, dict(zip(run.owners, sums, strict=True))
 
-    def _sums(self, output: Tensor, labels: Tensor, rows: Sequence[int]) -> Iterator[Mapping[str, float]]:
+    def _sums(self, loss: Loss, output: Tensor, labels: Tensor, rows: Sequence[int]) -> Iterator[Mapping[str, float]]:
         """What the loss of joined batches adds up to for each owner."""
         whole = sum(rows)
         start = 0
@@ -130,8 +168,8 @@ class Workbench:
                 for tensor in (output, labels)
             )
             start += count
-            loss = self._loss.total(own_output, own_labels).item()
-            yield {"loss": loss, "normaliser": self._loss.normaliser(own_labels)}
+            total = loss.total(own_output, own_labels).item()
+            yield {"loss": total, "normaliser": loss.normaliser(own_labels)}
 
     def _joined(self, value: Joined, specs: Sequence[TensorSpec]) -> Tensors:
         return join([self._tensors(part) for part in value.parts], specs)
@@ -149,9 +187,8 @@ class Segments(Mapping[Key, ModelSegment]):
     """A party's replicas by segment and owner. A segment may serve another replica when the next one is asked for."""
 
     def __init__(self, plan: Plan, party: str, replicas: Replicas, segment: Callable[[Key], ModelSegment]) -> None:
-        role = plan.terms.parties[party].role
-        mine = {node.name for node in plan.topology.segments if node.role == role}
-        owners = {party} if role == "client" else plan.terms.parties.keys()
+        mine = {node.name for node in plan.topology.segments if plan.holds(party, node.role)}
+        owners = {party} if plan.terms.parties[party].role == "client" else plan.terms.parties.keys()
         self._keys = [key for key in replicas.known if key[0] in mine and key[1] in owners]
         self._segment = segment
 
@@ -165,6 +202,39 @@ class Segments(Mapping[Key, ModelSegment]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+
+class Dropout:
+    """Which parties' activations a step does without, where a segment joins those of several parties.
+
+    Each is left out with the plan's probability, by a stream of the plan's seed; one always stays.
+    Source: party-wise dropout, Sun et al. 2023, "Robust and IP-protecting vertical federated learning" (arXiv
+    2306.14420).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._probability, self._key = plan.terms.training.party_dropout, str(plan.terms.seed).encode()
+        cuts = {edge.name for edge in plan.topology.cuts()}
+        activations = {
+            segment.name: [e.name for e in plan.topology.inputs(segment.name) if plan.topology.source_kind(e) is None]
+            for segment in plan.topology.segments
+        }
+        self._choices = {
+            name: (tuple(edge for edge in edges if edge in cuts), cuts.issuperset(edges))
+            for name, edges in activations.items()
+            if len(edges) > 1
+        }
+
+    def of(self, run: Run) -> frozenset[str]:
+        """The edges that this forward is to take as zeros."""
+        if not self._probability or run.ticket.purpose != "train" or run.node not in self._choices:
+            return frozenset()
+        edges, all_cross = self._choices[run.node]
+        ticket = run.ticket
+        drawn = {edge: stream_seed(self._key, "left out", edge, ticket.turn, ticket.step) / 2**63 for edge in edges}
+        left_out = frozenset(edge for edge, number in drawn.items() if number < self._probability)
+        stays = {max(drawn, key=drawn.__getitem__)} if all_cross else set()
+        return left_out - stays
 
 
 def _differentiable(specs: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -4,10 +4,9 @@ import math
 import re
 from collections.abc import Iterator
 
-from cutlayer.plan.document import nearest
+from cutlayer.plan import casting
 from cutlayer.plan.plan import FORMAT, Method, PartyTerms, Terms, Training
-from cutlayer.plan.schedule import LEGAL, SCHEDULES, Schedule
-from cutlayer.plan.topology import TOPOLOGIES
+from cutlayer.plan.schedule import SCHEDULES, Schedule
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -22,8 +21,8 @@ def faults(terms: Terms) -> list[str]:
     """All faults of the terms themselves; what needs the model is checked when the plan is drafted."""
     return [
         *_form(terms),
-        *_topology(terms),
-        *_parties(terms),
+        *(fault for name, party in terms.parties.items() for fault in _party(name, party)),
+        *casting.faults(terms),
         *_training(terms),
         *_schedule_terms(terms),
         *_limits(terms),
@@ -33,48 +32,12 @@ def faults(terms: Terms) -> list[str]:
 def _form(terms: Terms) -> Iterator[str]:
     if terms.format != FORMAT:
         yield f"format = {terms.format}: this cutlayer reads plans of format {FORMAT}"
-    if any(size <= 0 for size in terms.input.shape):
-        yield f"input.shape = {list(terms.input.shape)}: sizes of one row are at least 1 (without the batch dimension)"
-
-
-def _topology(terms: Terms) -> Iterator[str]:
-    if terms.topology not in TOPOLOGIES:
-        yield f"topology = {terms.topology!r} is unknown{nearest(terms.topology, TOPOLOGIES)}"
-    if terms.schedule not in SCHEDULES:
-        yield f"schedule = {terms.schedule!r} is unknown{nearest(terms.schedule, SCHEDULES)}"
-    known = terms.topology in TOPOLOGIES and terms.schedule in SCHEDULES
-    if known and terms.schedule not in LEGAL[terms.topology]:
-        yield (
-            f"the topology {terms.topology} does not go with the schedule {terms.schedule}; it goes with "
-            f"{', '.join(sorted(LEGAL[terms.topology]))}"
-        )
-    if terms.topology in TOPOLOGIES:
-        cuts = {"model": terms.model.cut} | {f"parties.{name}": party.cut for name, party in terms.parties.items()}
-        for where, cut in cuts.items():
-            yield from _cut(where, cut, terms.topology)
-
-
-def _cut(where: str, cut: tuple[str, ...], topology: str) -> Iterator[str]:
-    segments = [segment.name for segment in TOPOLOGIES[topology]().segments]
-    if cut and len(cut) != len(segments) - 1:
-        yield (
-            f"{where}.cut names {len(cut)} layer(s), but {topology} has {len(segments)} segments "
-            f"({', '.join(segments)}): name {len(segments) - 1}"
-        )
-
-
-def _parties(terms: Terms) -> Iterator[str]:
-    for name, party in terms.parties.items():
-        yield from _party(name, party)
-    if terms.topology not in TOPOLOGIES:
-        return
-    roles = (*TOPOLOGIES[terms.topology]().roles, "aggregator")
-    for name, party in terms.parties.items():
-        if party.role not in roles:
-            yield f"parties.{name}.role = {party.role!r} is no role of {terms.topology}{nearest(party.role, roles)}"
-    if "client" in roles and not terms.filling("client"):
-        yield 'no party has role = "client": at least one must bring rows'
-    yield from _server(terms)
+    given = {"input": terms.inputs_of("")} | {f"parties.{name}.input": p.input for name, p in terms.parties.items()}
+    for where, inputs in given.items():
+        for each in inputs:
+            if any(size <= 0 for size in each.shape):
+                sizes = "sizes of one row are at least 1 (without the batch dimension)"
+                yield f"{where}.shape = {list(each.shape)}: {sizes}"
 
 
 def _party(name: str, party: PartyTerms) -> Iterator[str]:
@@ -89,14 +52,6 @@ def _party(name: str, party: PartyTerms) -> Iterator[str]:
         yield f"parties.{name}.lr_scale = {party.lr_scale}: a finite number above 0"
     if party.address and not ADDRESS.fullmatch(party.address):
         yield f"parties.{name}.address = {party.address!r}: host:port, such as lab.example.org:7443"
-
-
-def _server(terms: Terms) -> Iterator[str]:
-    servers = terms.filling("server")
-    if len(servers) != 1:
-        yield f'{len(servers)} parties have role = "server"; {terms.topology} has exactly one'
-    elif terms.conductor not in {"", servers[0]}:
-        yield f"conductor = {terms.conductor!r}: the conductor must be {servers[0]!r}, the one that all clients reach"
 
 
 def _training(terms: Terms) -> Iterator[str]:
@@ -115,8 +70,22 @@ def _training(terms: Terms) -> Iterator[str]:
     every = training.lr_schedule.options.get("every", "round") if training.lr_schedule else "round"
     if every not in ("round", "step"):
         yield f'training.lr_schedule.every = {every!r}: "round" or "step"'
+    yield from _numbers_of(training)
+
+
+def _numbers_of(training: Training) -> Iterator[str]:
+    """Numbers of methods, weights and parts."""
     for what in ("loss", "optimizer", "server_optimizer", "lr_schedule"):
         yield from _numbers(f"training.{what}", getattr(training, what))
+    for name, method in training.losses.items():
+        yield from _numbers(f"training.losses.{name}", method)
+    for name, weight in training.loss_weights.items():
+        if not 0 <= weight < math.inf:
+            yield f"training.loss_weights.{name} = {weight}: a finite number, at least 0"
+    if training.upload_every < 1:
+        yield f"training.upload_every = {training.upload_every}: at least 1"
+    if not 0 <= training.party_dropout < 1:
+        yield f"training.party_dropout = {training.party_dropout}: how often, at least 0 and under 1"
 
 
 def _schedule_terms(terms: Terms) -> Iterator[str]:
@@ -135,6 +104,9 @@ def _schedule_terms(terms: Terms) -> Iterator[str]:
         "training.personal": bool(training.personal) and not moves_state(terms),
         "parties.….lr_scale": schedule.joined and any(party.lr_scale != 1 for party in terms.parties.values()),
         "parties.….cut": terms.schedule != "splitfed_v1" and any(party.cut for party in terms.parties.values()),
+        "training.clients_per_round": schedule.together and training.clients_per_round != "all",
+        "training.upload_every": training.upload_every != 1 and terms.topology != "decoupled",
+        "training.party_dropout": not schedule.together and training.party_dropout != 0,
     }
     for term, at_fault in idle.items():
         if at_fault:
@@ -150,6 +122,9 @@ def _schedule_terms(terms: Terms) -> Iterator[str]:
 
 
 IDLE = {
+    "training.clients_per_round": "all parties take part in every step",
+    "training.upload_every": "it is for the topology decoupled",
+    "training.party_dropout": "it is for joint, where a segment joins what several parties have of the same rows",
     "training.averaged_optimizer": "it is for splitfed_v1, splitfed_v2 and splitfed_v3, which average weights",
     "training.proximal": "it is for splitfed_v1, splitfed_v2 and splitfed_v3, which average weights",
     "training.client_segments": "it is for parallel",
@@ -177,9 +152,27 @@ def moves_state(terms: Terms) -> bool:
 def sealing_parties(terms: Terms) -> tuple[str, ...]:
     """The parties whose states, sent or received, the conductor's party forwards and must not read."""
     hands_over = SCHEDULES[terms.schedule].hands_over
-    if not hands_over and not (needs_aggregator(terms) and terms.filling("aggregator")):
-        return ()
-    return (*terms.filling("client"), *terms.filling("aggregator"))
+    sealing: set[str] = set()
+    if hands_over or (needs_aggregator(terms) and terms.filling("aggregator")):
+        sealing.update(terms.filling("client"), terms.filling("aggregator"))
+    sealing.update(*terms.forwarded_pairs)
+    if SCHEDULES[terms.schedule].together:
+        sealing.update(_told_by_others(terms))
+    return tuple(party for party in terms.parties if party in sealing)
+
+
+def _told_by_others(terms: Terms) -> tuple[str, ...]:
+    """Those who tell or are told the order of rows by way of the conductor."""
+    lead, *others = row_owners(terms) or ("",)
+    told = [party for party in others if terms.conducting not in (lead, party)]
+    return (lead, *told) if told else ()
+
+
+def row_owners(terms: Terms) -> tuple[str, ...]:
+    """The parties that have a source."""
+    roles = {source.role for source in terms.drawn().sources}
+    named, filled = roles & terms.parties.keys(), roles - terms.parties.keys()
+    return tuple(name for name, party in terms.parties.items() if name in named or party.role in filled)
 
 
 def _rounds(training: Training) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from cutlayer.plan.batches import Batch, micro_batches, step_count
@@ -32,6 +32,15 @@ class Course:
     client_segments: tuple[str, ...] = ()
     averaged_segments: tuple[str, ...] = ()
     equal_clients: bool = True
+    row_owners: tuple[str, ...] = ()
+    """Where several parties have columns of the same rows: those that bring some."""
+    feature_owners: tuple[str, ...] = ()
+    """And those whose columns are not labels."""
+    periods: Mapping[str, int] = field(default_factory=dict)
+    """Edges that carry something only in every so-manyth step."""
+    unused_in_prediction: frozenset[str] = frozenset()
+    edges_from: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """The edges that leave each party."""
 
     @classmethod
     def of(cls, plan: Plan, train_rows: Mapping[str, int], held_out_rows: Mapping[str, int]) -> "Course":
@@ -52,6 +61,11 @@ class Course:
             client_segments=plan.client_segments,
             averaged_segments=plan.averaged_segments,
             equal_clients=training.client_segments == "equal",
+            row_owners=plan.row_owners if plan.schedule.together else (),
+            feature_owners=plan.feature_owners if plan.schedule.together else (),
+            periods={edge.name: edge.every for edge in plan.topology.edges if edge.every > 1},
+            unused_in_prediction=plan.topology.unused_in_prediction,
+            edges_from={party: _leaving(plan, party) for party in plan.row_owners} if plan.schedule.together else {},
         )
 
     # ------------------------------------------------------------------ who
@@ -135,6 +149,11 @@ class Course:
     def _batch_rows(self, party: str, number: int, step: int) -> int:
         _, index = self.place(party, number, step)
         return min(self.batch_size, self.train_rows[party] - index * self.batch_size)
+
+
+def _leaving(plan: Plan, party: str) -> frozenset[str]:
+    topology = plan.topology
+    return frozenset(edge.name for edge in topology.cuts() if plan.holds(party, topology.role_of(edge.source)))
 
 
 def _ordered(parties: tuple[str, ...], seed: int, purpose: str, number: int) -> tuple[str, ...]:

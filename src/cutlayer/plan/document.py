@@ -53,15 +53,29 @@ def _table(table: Any, kind: type, path: str, faults: list[str], what: str = "pl
 def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
     if kind == Method or kind == Method | None:
         return _method(value, path, faults)
-    if kind == dict[str, PartyTerms]:
-        if not isinstance(value, dict):
-            faults.append(f"[{path}] must have a table for each party, such as [{path}.hospital-a]")
-            return None
-        return {name: _value(party, PartyTerms, _at(path, name), faults) for name, party in value.items()}
+    if kind in (dict[str, PartyTerms], dict[str, Method]):
+        return _named(value, typing.get_args(kind)[1], path, faults)
+    if (item := _item(kind)) is not None:
+        tables = value if isinstance(value, list) else [value]
+        places = [f"{path}[{at}]" if len(tables) > 1 else path for at in range(len(tables))]
+        return tuple(_table(table, item, place, faults) for table, place in zip(tables, places, strict=True))
     if dataclasses.is_dataclass(kind):
         if kind in (ModelTerms, PartyTerms) and isinstance(value, dict) and isinstance(value.get("cut"), str):
             value = value | {"cut": [value["cut"]]}
         return _table(value, typing.cast(type, kind), path, faults)
+    return _plain(value, kind, path, faults)
+
+
+def _named(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
+    """A table of parties or of methods, by name."""
+    if not isinstance(value, dict):
+        each, example = ("party", "hospital-a") if kind is PartyTerms else ("method", "top")
+        faults.append(f"[{path}] must have a table for each {each}, such as [{path}.{example}]")
+        return None
+    return {name: _value(own, kind, _at(path, name), faults) for name, own in value.items()}
+
+
+def _plain(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -70,6 +84,14 @@ def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
         else:
             faults.append(f"{path} = {value!r}: {str(error)[:1].lower()}{str(error)[1:]}")
         return None
+
+
+def _item(kind: Any) -> type | None:
+    """The dataclass of which `kind` is a tuple: alone, or as one of two choices."""
+    for choice in (kind, *typing.get_args(kind)):
+        if typing.get_origin(choice) is tuple and dataclasses.is_dataclass(item := typing.get_args(choice)[0]):
+            return typing.cast(type, item)
+    return None
 
 
 def _method(value: Any, path: str, faults: list[str]) -> Method | None:

@@ -4,6 +4,7 @@
 lie in which segment, and what each edge carries. A party agrees to both, through one digest.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -14,9 +15,12 @@ import msgspec
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.schedule import SCHEDULES, Schedule, TurnUnit
 from cutlayer.plan.tensors import DType, TensorShape, TensorSpec
-from cutlayer.plan.topology import TOPOLOGIES, Topology
+from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, Topology
 
-FORMAT = 2
+FORMAT = 3
+
+TOGETHER = "all"
+"""The owner of rows that several parties have different columns of: they travel as one."""
 
 Option = bool | int | float | str | list[int | float]
 AveragedOptimizer = Literal["reset", "keep", "average"]
@@ -64,6 +68,10 @@ class Training:
     `cut_average`: under `parallel`, the part of each batch whose gradients at the cut are averaged over the clients.
     `proximal`: FedProx's μ, for replicas whose weights are averaged.
     `personal`: parameters that stay with their owner, by patterns of names or as `type:BatchNorm2d`.
+    `losses`: of segments that have another loss than `loss`, by segment. `loss_weights`: λ of each loss, where a
+    topology has several; 1 if it is not named. `upload_every`: under `decoupled` the server gets each so-manyth batch.
+    `party_dropout`: how often a party's activation is replaced by zeros where a segment joins those of several, in
+    training, so that the model learns to do without.
     """
 
     loss: Method
@@ -84,6 +92,10 @@ class Training:
     server_optimizer: Method | None = None
     proximal: float = 0.0
     personal: tuple[str, ...] = ()
+    losses: dict[str, Method] = field(default_factory=dict)
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    upload_every: int = 1
+    party_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +106,8 @@ class PartyTerms:
     `signing_key` (Ed25519) and `sealing_key` (X25519), in hex, are for state that a third party forwards.
     `cut`: layers after which the model is cut for this client, if not the model's own cut.
     `lr_scale`: by what the server multiplies its learning rate in steps made of this client's rows.
+    `input`: what one row of this party's features looks like, where parties have different columns; one or several
+    tensors. A party that is no client brings features if it has an `input`.
     """
 
     role: str
@@ -103,28 +117,83 @@ class PartyTerms:
     sealing_key: str = ""
     cut: tuple[str, ...] = ()
     lr_scale: float = 1.0
+    input: tuple[InputTerms, ...] = ()
+
+    @property
+    def has_features(self) -> bool:
+        return self.role == "client" or bool(self.input)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
     """What a person writes. `conductor` is the party that hands out turns; by default the (first) server.
 
+    `input`: one row of a client's features, a tensor or several.
     `aggregator_sees_weights`: no party of its own averages; the server's does, and sees what should stay apart.
+    `labels`: the party that has the labels, where that is a choice; `labels_leave`: they may go to another one.
+    `join`: how the activations of several parties become one; without a name the user's module is called with all.
+    `source`, `segment`, `edge`: what a topology of one's own (`topology = "own"`) consists of.
     """
 
     topology: str
     schedule: str
     model: ModelTerms
-    input: InputTerms
     training: Training
     parties: dict[str, PartyTerms]
+    input: InputTerms | tuple[InputTerms, ...] = ()
     name: str = "run"
     format: int = FORMAT
     turn: TurnUnit = "epoch"
     seed: int = 0
     conductor: str = ""
     aggregator_sees_weights: bool = False
+    labels: str = ""
+    labels_leave: bool = False
+    join: Join = "concat"
+    source: tuple[Source, ...] = ()
+    segment: tuple[SegmentNode, ...] = ()
+    edge: tuple[Edge, ...] = ()
     limits: Limits = field(default_factory=Limits)
+
+    def drawn(self) -> Topology:
+        """The topology, drawn for these parties."""
+        if self.topology == OWN:
+            return Topology(name=OWN, sources=self.source, segments=self.segment, edges=self.edge).in_order()
+        return TOPOLOGIES[self.topology](
+            Cast(
+                roles={name: party.role for name, party in self.parties.items()},
+                features=tuple(name for name, party in self.parties.items() if party.has_features),
+                labels=self.labels,
+                join=self.join,
+                upload_every=self.training.upload_every,
+            )
+        )
+
+    @property
+    def conducting(self) -> str:
+        """The party that hands out turns."""
+        return self.conductor or next(iter(self.filling("server")), "")
+
+    @property
+    def forwarded_pairs(self) -> frozenset[tuple[str, str]]:
+        """Parties with an edge between them, of which neither is the conductor: it forwards what they seal."""
+        topology = self.drawn()
+        conductor = self.conducting
+        held = {role: (role,) if role in self.parties else self.filling(role) for role in topology.roles}
+        ends = {(topology.role_of(edge.source), topology.role_of(edge.target)) for edge in topology.cuts()}
+        return frozenset(
+            (one, other)
+            for below, above in ends
+            for a in held[below]
+            for b in held[above]
+            for one, other in ((a, b), (b, a))
+            if conductor not in (a, b)
+        )
+
+    def inputs_of(self, role: str) -> tuple[InputTerms, ...]:
+        """What a row of features looks like at a role, or at a party."""
+        own = self.parties[role].input if role in self.parties else ()
+        return own or (self.input if isinstance(self.input, tuple) else (self.input,))
 
     @property
     def aggregator(self) -> str:
@@ -165,14 +234,19 @@ class Contents:
 
     segments: dict[str, SegmentContents]
     edges: dict[str, tuple[TensorSpec, ...]]
-    classes: int
-    """How many classes the labels have; 0 where they are no classes."""
+    classes: dict[str, int]
+    """How many classes the labels of a source have; 0 where they are no classes."""
     model_digest: str
     weights_digest: str
     personal: tuple[str, ...] = ()
     """The parameters and buffers that stay with their owner, by name."""
     cuttings: dict[str, Cutting] = field(default_factory=dict)
     """For clients whose model is cut elsewhere."""
+
+    @classmethod
+    def empty(cls) -> "Contents":
+        """Of a plan whose model nobody has looked at."""
+        return cls(segments={}, edges={}, classes={}, model_digest="", weights_digest="")
 
     @property
     def everywhere(self) -> "tuple[Cutting | Contents, ...]":
@@ -193,7 +267,7 @@ class Plan:
 
     @cached_property
     def topology(self) -> Topology:
-        return TOPOLOGIES[self.terms.topology]()
+        return self.terms.drawn()
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -204,6 +278,52 @@ class Plan:
         """The first party that fills each role."""
         return {party.role: name for name, party in reversed(self.terms.parties.items())}
 
+    def holder(self, role: str, owner: str) -> str:
+        """The party that has the nodes of a role when `owner`'s rows travel."""
+        parties = self.terms.parties
+        if role in parties:
+            return role
+        return owner if owner in parties and parties[owner].role == role else self.first[role]
+
+    def holds(self, party: str, role: str) -> bool:
+        """Whether a party has the nodes of a role, for rows of its own or of others."""
+        return role == party if role in self.terms.parties else role == self.terms.parties[party].role
+
+    def parties_of(self, role: str) -> tuple[str, ...]:
+        """The parties that have the nodes of a role, in party order."""
+        return tuple(party for party in self.terms.parties if self.holds(party, role))
+
+    def sources_of(self, party: str) -> tuple[Source, ...]:
+        """The columns that a party brings."""
+        return tuple(source for source in self.topology.sources if self.holds(party, source.role))
+
+    def way(self, silent: frozenset[str]) -> Topology:
+        """The topology where these edges carry nothing."""
+        if silent not in self._ways:
+            self._ways[silent] = self.topology.without(silent)
+        return self._ways[silent]
+
+    def why_not_without(self, absent: Collection[str]) -> str:
+        """Why predictions cannot be made without these parties: a sentence, or nothing if they can."""
+        if self.conductor in absent:
+            return f"{self.conductor} hands out turns: nothing goes without it"
+        unused = self.topology.unused_in_prediction
+        needed = {s.role for s in self.way(unused).segments}
+        missed = [party for party in absent if party in needed]
+        if missed and not self.terms.training.party_dropout:
+            return f"the model never learned to do without {missed[0]}: train it with training.party_dropout"
+        gone = {e.name for e in self.topology.cuts() if self.topology.role_of(e.source) in missed}
+        left = {segment.name for segment in self.way(unused | gone).segments}
+        answers = {loss.name for loss in self.topology.losses if not loss.auxiliary}
+        lost = [s for s in self.topology.segments if s.role in missed and s.name in left]
+        if not answers <= left or lost:
+            return f"without {', '.join(missed)} nothing is left that answers"
+        return ""
+
+    @cached_property
+    def _ways(self) -> dict[frozenset[str], Topology]:
+        return {}
+
     @cached_property
     def aggregator(self) -> str:
         """The party that sums and averages what clients send; empty if there is none."""
@@ -211,12 +331,46 @@ class Plan:
 
     @cached_property
     def clients(self) -> tuple[str, ...]:
-        """The parties that bring rows, in party order."""
+        """The parties in the role of client, in party order."""
         return self.terms.filling("client")
 
     @cached_property
+    def row_owners(self) -> tuple[str, ...]:
+        """The parties that bring columns, in party order."""
+        return tuple(party for party in self.terms.parties if self.sources_of(party))
+
+    @cached_property
+    def feature_owners(self) -> tuple[str, ...]:
+        """The parties that bring columns of features, in party order."""
+        return tuple(p for p in self.row_owners if any(source.kind == "rows" for source in self.sources_of(p)))
+
+    @cached_property
+    def score_prefixes(self) -> dict[str, str]:
+        """By loss, what the names of its scores begin with: nothing for the one that answers, if it is one."""
+        answers = [loss.name for loss in self.topology.losses if not loss.auxiliary]
+        return {
+            loss.name: "" if answers == [loss.name] else f"{loss.name}." for loss in self.topology.losses
+        }  # fmt: skip
+
+    @cached_property
+    def owners(self) -> tuple[str, ...]:
+        """Under which names rows travel: each client's, or all parties' together."""
+        return (TOGETHER,) if self.schedule.together else self.clients
+
+    @cached_property
+    def forwarded_pairs(self) -> frozenset[tuple[str, str]]:
+        """Parties with an edge between them, of which neither is the conductor."""
+        return self.terms.forwarded_pairs
+
+    def loss_of(self, segment: str) -> Method:
+        """The loss that a segment ends in; by default rows are compared with what was made of them by their squares."""
+        training, target = self.terms.training, self.topology.target(segment)
+        gives_back = target is not None and self.topology.source_kind(target) == "rows"
+        return training.losses.get(segment) or (Method(name="mse_loss") if gives_back else training.loss)
+
+    @cached_property
     def conductor(self) -> str:
-        return self.terms.conductor or self.first["server"]
+        return self.terms.conducting
 
     @cached_property
     def averaged_segments(self) -> tuple[str, ...]:
@@ -227,8 +381,18 @@ class Plan:
     def client_segments(self) -> tuple[str, ...]:
         return self._segments_at(("client",))
 
+    @cached_property
+    def server_segments(self) -> tuple[str, ...]:
+        return self._segments_at(("server",))
+
     def _segments_at(self, roles: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(segment.name for segment in self.topology.segments if segment.role in roles)
+        """Segments of these roles, or of parties that fill them."""
+        parties = self.terms.parties
+        return tuple(
+            segment.name
+            for segment in self.topology.segments
+            if (parties[segment.role].role if segment.role in parties else segment.role) in roles
+        )
 
     @cached_property
     def straddling(self) -> frozenset[str]:

@@ -6,8 +6,8 @@ decided by one party alone. A turn (`Train`, `Evaluate`) is granted by the condu
 the turns before.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Train:
     steps: int
     joined: bool = False
     parts: int = 0
+    silent: frozenset[str] = frozenset()
+    """Edges that carry nothing in this turn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,25 @@ class Evaluate:
 
     parties: tuple[str, ...]
     round: int
+    silent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predict:
+    """Rows that nobody trains on run through the cut in eval mode, and the answers are kept. No target travels."""
+
+    parties: tuple[str, ...]
+    silent: frozenset[str]
+    round: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entrust:
+    """`source`, the first that brings columns, tells the others the key of the order of rows that they all follow."""
+
+    source: str
+    targets: tuple[str, ...]
+    round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +95,8 @@ class Average:
     round: int
 
 
-Turn = Train | Evaluate
-Movement = HandOver | Share | Average
+Turn = Train | Evaluate | Predict
+Movement = HandOver | Share | Average | Entrust
 Work = Turn | Movement
 
 
@@ -164,6 +185,43 @@ def splitfed_v3(course: "Course") -> Iterator[Work]:
     yield from splitfed_v1(course)
 
 
+def joint(course: "Course") -> Iterator[Work]:
+    """Every party takes part in every ticket: each brings columns of its own, of the same rows in the same order."""
+    lead, *others = course.row_owners
+    if others:
+        yield Entrust(source=lead, targets=tuple(others))
+    yield from alternating(course)
+
+
+def works(course: "Course", schedule: "Schedule") -> Iterator[Work]:
+    """A schedule's works, its turns parted where edges carry something only in every so-manyth step."""
+    for work in schedule.turns(course):
+        yield from _parted(work, course.periods) if isinstance(work, Train) and course.periods else (work,)
+
+
+def predictions(course: "Course", absent: Collection[str]) -> Iterator[Work]:
+    """One pass over the rows that each owner brings, without what only training needs, and without absent parties."""
+    silent = course.unused_in_prediction.union(*(course.edges_from.get(party, ()) for party in absent))
+    lead, *others = [party for party in course.feature_owners if party not in absent] or [""]
+    if others:
+        yield Entrust(source=lead, targets=tuple(others))
+    for owner in course.clients:
+        if course.held_out_rows[owner]:
+            yield Predict(parties=(owner,), silent=silent)
+
+
+def _parted(train: Train, periods: Mapping[str, int]) -> Iterator[Train]:
+    """A turn as turns in which the same edges are silent: an edge of period h speaks in each h-th step of a round."""
+    start = train.first
+    for step in range(train.first, train.first + train.steps):
+        silent, following = (
+            frozenset(name for name, every in periods.items() if (at + 1) % every) for at in (step, step + 1)
+        )
+        if step + 1 == train.first + train.steps or silent != following:
+            yield replace(train, first=start, steps=step + 1 - start, silent=silent)
+            start = step + 1
+
+
 def _in_turn(course: "Course", number: int) -> Iterator[Train]:
     """The turns of a round, one client after another, by epoch or by mini-batch."""
     chosen = course.chosen(number)
@@ -215,6 +273,7 @@ class Schedule:
 
     `server_shared`: a server segment is one replica for all clients, else one for each. `averaged`: the roles whose
     segments' weights are averaged. `hands_over`: client segments are handed on. `joined`: batches are joined.
+    `together`: all parties' columns of the same rows travel together.
     """
 
     turns: Callable[["Course"], Iterator[Work]]
@@ -222,6 +281,7 @@ class Schedule:
     averaged: tuple[str, ...] = ()
     hands_over: bool = False
     joined: bool = False
+    together: bool = False
 
 
 SCHEDULES: dict[str, Schedule] = {
@@ -231,10 +291,22 @@ SCHEDULES: dict[str, Schedule] = {
     "splitfed_v1": Schedule(turns=splitfed_v1, server_shared=False, averaged=("client", "server")),
     "splitfed_v2": Schedule(turns=splitfed_v2, averaged=("client",)),
     "splitfed_v3": Schedule(turns=splitfed_v3, server_shared=False, averaged=("server",)),
+    "joint": Schedule(turns=joint, together=True),
 }
 
+_ANY = frozenset(SCHEDULES) - {"joint"}
+_JOINT = frozenset({"joint"})
+
 LEGAL: dict[str, frozenset[str]] = {
-    "vanilla": frozenset(SCHEDULES),
-    "u_shaped": frozenset(SCHEDULES),
+    "vanilla": _ANY,
+    "u_shaped": _ANY,
+    "vertical": _JOINT,
+    "vertical_u_shaped": _JOINT,
+    "extended_vanilla": _JOINT,
+    "multi_task": _JOINT,
+    "multi_hop": frozenset({"alternating", "relay", "splitfed_v2"}),
+    "decoupled": _ANY - {"parallel"},
+    "semi_supervised": _ANY - {"parallel"},
+    "own": frozenset({"alternating", "relay", "splitfed_v2", "joint"}),
 }
 """The schedules that mean something with each topology."""

@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
+from cutlayer.errors import RunError
 from cutlayer.plan.course import Course
-from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Average, Evaluate, HandOver, Share, Train, Work
-from cutlayer.protocol.messages import Rows
+from cutlayer.plan.plan import TOGETHER, Plan
+from cutlayer.plan.schedule import Average, Entrust, HandOver, Share, Work, predictions, works
+from cutlayer.protocol.messages import Rows, Task
 from cutlayer.protocol.route import parties_on_the_way
 
 Numbered = tuple[int, Work]
@@ -18,16 +19,22 @@ class Agenda:
     What the readers have not yet asked for is kept for them, and nothing else.
     """
 
-    def __init__(self, plan: Plan, members: Mapping[str, Rows], readers: Iterable[str]) -> None:
-        clients = plan.clients
+    def __init__(
+        self, plan: Plan, members: Mapping[str, Rows], readers: Iterable[str], task: Task = "train"
+    ) -> None:  # fmt: skip
+        """Raises `RunError` if parties that should have the same rows bring another number of them."""
         self.members = members
+        rows = _rows(plan, members, task)
         self.course = Course.of(
             plan,
-            {name: members[name].train for name in clients},
-            {name: members[name].held_out for name in clients},
+            {owner: own.train for owner, own in rows.items()},
+            {owner: own.held_out for owner, own in rows.items()},
         )
         self._plan = plan
-        self._works = enumerate(plan.schedule.turns(self.course))
+        absent = [party for party in plan.terms.parties if party not in members]
+        self._works = enumerate(
+            works(self.course, plan.schedule) if task == "train" else predictions(self.course, absent)
+        )  # fmt: skip
         self._pending: dict[str, deque[Numbered]] = {name: deque() for name in readers}
 
     def peek(self, reader: str) -> Numbered | None:
@@ -51,7 +58,7 @@ Agendas = Callable[[Mapping[str, Rows]], Agenda]
 """The agenda for these members."""
 
 
-def shared_agendas(plan: Plan) -> Agendas:
+def shared_agendas(plan: Plan, task: Task = "train") -> Agendas:
     """For sessions of one process: one agenda serves all that agree on the members."""
     known: list[Agenda] = []
 
@@ -59,7 +66,7 @@ def shared_agendas(plan: Plan) -> Agendas:
         for agenda in known:
             if agenda.members == members:
                 return agenda
-        known.append(Agenda(plan, members, plan.terms.parties))
+        known.append(Agenda(plan, members, plan.terms.parties, task))
         return known[-1]
 
     return of
@@ -68,16 +75,37 @@ def shared_agendas(plan: Plan) -> Agendas:
 def participants(plan: Plan, work: Work) -> set[str]:
     """The parties that a work needs: those its rows or states meet, and the conductor."""
     match work:
-        case Train() | Evaluate():
-            return {plan.conductor, *parties_on_the_way(plan, work.parties)}
         case HandOver():
             return {plan.conductor, work.source, work.target}
+        case Entrust():
+            return {plan.conductor, work.source, *work.targets}
         case Share():
             return {plan.conductor, plan.aggregator, *_holding(plan, work.segments, work.holders)}
         case Average():
             return {plan.conductor, plan.aggregator, *_holding(plan, work.segments, work.takers)}
+        case _:
+            return {plan.conductor, *parties_on_the_way(plan, work.parties, work.silent)}
 
 
 def _holding(plan: Plan, segments: tuple[str, ...], clients: Iterable[str]) -> Iterable[str]:
     """The clients, if any of these segments is theirs."""
     return clients if set(segments) & set(plan.client_segments) else ()
+
+
+def _rows(plan: Plan, members: Mapping[str, Rows], task: Task) -> dict[str, Rows]:
+    """How many rows travel under each owner's name. Raises `RunError`."""
+    if not plan.schedule.together:
+        return {owner: members[owner] for owner in plan.owners if owner in members}
+    sharing = {
+        party: members[party]
+        for party in plan.row_owners
+        if party in members and (task == "train" or any(s.kind == "rows" for s in plan.sources_of(party)))
+    }
+    counts = list(sharing.values())
+    if any(rows != counts[0] for rows in counts):
+        told = ", ".join(f"{party} {rows.train + rows.held_out}" for party, rows in sharing.items())
+        raise RunError(
+            f"the parties have columns of the same rows, but bring different numbers of them ({told}): find those that "
+            "all have with `cutlayer align`"
+        )
+    return {TOGETHER: counts[0]}

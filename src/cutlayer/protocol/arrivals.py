@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.tensors import TensorShape
-from cutlayer.protocol.messages import Backward, Forward, Ticket
+from cutlayer.protocol.messages import MARK_BYTES, Backward, Forward, Ticket
 from cutlayer.protocol.route import EdgeRoute, Route
 from cutlayer.protocol.turns import Flight, OpenTurn
 
@@ -60,6 +60,12 @@ def check_forward(turn: OpenTurn, flight: Flight, edge: EdgeRoute, peer: str, me
     _check_shapes(peer, message, edge.shapes(flight.batch.rows))
 
 
+def check_mark(peer: str, message: Forward, *, due: bool) -> None:
+    """Where several parties bring columns of the same rows, an activation says which rows it means."""
+    if len(message.mark) != due * MARK_BYTES:
+        raise RemoteProtocolError("wrong-mark", peer, f"{len(message.mark)} bytes for {message.ticket}")
+
+
 def check_backward(turn: OpenTurn, edge: EdgeRoute, peer: str, message: Backward) -> Flight:
     """A gradient comes once, answers an activation, and fits its ticket's rows and loss. Returns the flight."""
     ticket = message.ticket
@@ -85,7 +91,7 @@ def _fits(normaliser: float, turn: OpenTurn, flight: Flight) -> bool:
 
     Of joined batches it may be over others' rows, too.
     """
-    if turn.purpose == "eval":
+    if turn.purpose != "train":
         return normaliser == 0
     if turn.joined:
         return turn.counts(normaliser) and flight.normaliser <= normaliser

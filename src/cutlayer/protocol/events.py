@@ -1,7 +1,7 @@
 """What goes into a session and what comes out: plain data. Tensors pass through as opaque values.
 
 event  = Connected | Received | Ran | Lost | Tick | Broke
-action = Run | Send | Step | Give | Take | Add | Spread | Settle | Tell | Drop | Done | Fail
+action = Run | Send | Open | Step | Give | Take | Add | Spread | Settle | Tell | Drop | Done | Fail
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cutlayer.errors import CutlayerError
 from cutlayer.plan.batches import Batch
 from cutlayer.plan.schedule import Kind
-from cutlayer.protocol.messages import Control, Message, Purpose, State, StateKind, Ticket
+from cutlayer.protocol.messages import Control, Message, Purpose, Sealed, State, StateKind, Ticket
 
 Value = Any
 """Whatever the party's segments and codecs work on. The session never looks inside."""
@@ -54,7 +54,7 @@ class Ran:
     """What a `Run` gave: outputs (load, forward) or gradients by edge (backward); sums by owner where it is a loss.
 
     Of joined batches every output and gradient is `Joined`. A party has one thread, so these come in the order of
-    their `Run`s.
+    their `Run`s. Rows of which several parties have columns are loaded with their `mark`.
     """
 
     ticket: Ticket
@@ -62,6 +62,7 @@ class Ran:
     direction: Direction
     result: Value = field(repr=False)
     sums: Mapping[str, Mapping[str, float]] | None = None
+    mark: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,8 @@ Event = Connected | Received | Ran | Lost | Tick | Broke
 class Run:
     """Load a source, or run a segment's replica forward or backward; answer with `Ran`.
 
-    Where batches are joined, `owners` are the parties whose they are, with how many `rows` each, and inputs `Joined`.
+    `batch` are the ticket's rows. Where batches are joined, `owners` are the parties whose they are, with how many
+    `rows` each, and inputs `Joined`.
     """
 
     ticket: Ticket
@@ -113,6 +115,14 @@ class Send:
     peer: str
     message: Message | Control
     payload: Value = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open what a fellow has sealed for me, and answer with the `Received` that is in it."""
+
+    message: Sealed
+    payload: Value = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,4 +223,4 @@ class Fail:
 
 
 Movement = Give | Take | Add | Spread | Settle
-Action = Run | Send | Step | Movement | Tell | Drop | Done | Fail
+Action = Run | Send | Open | Step | Movement | Tell | Drop | Done | Fail

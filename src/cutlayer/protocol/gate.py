@@ -18,7 +18,8 @@ class Slot:
     """A turn's place in a replica's queue.
 
     For training, `step` is the one whose tickets may run, and `drained` counts those of its tickets that are through.
-    For evaluation the whole turn is one step. A movement has no tickets: while its slot is in front, state may move.
+    For evaluation and prediction the whole turn is one step. A movement has no tickets: while its slot is in front,
+    state may move.
     """
 
     turn: int
@@ -72,7 +73,7 @@ class Gate:
         if not self.slots:
             return False
         slot, ticket = self.slots[0], run.ticket
-        if slot.purpose == "eval":
+        if slot.purpose in ("eval", "predict"):
             return ticket.turn == slot.turn
         cursor = slot.forwards if run.direction == "forward" else slot.backwards
         return (ticket.turn, ticket.step, ticket.micro) == (slot.turn, slot.step, cursor)

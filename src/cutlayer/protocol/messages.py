@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from cutlayer.plan.tensors import TensorShape
 
-VERSION = 2
+VERSION = 3
 
 SENTENCE = 4096
 
@@ -21,8 +21,11 @@ Sentence = Annotated[str, Meta(max_length=SENTENCE)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Tensors = Annotated[tuple[TensorShape, ...], Meta(max_length=64)]
 Sums = Annotated[dict[Name, float], Meta(max_length=64)]
-Purpose = Literal["train", "eval"]
-StateKind = Literal["replica", "share", "mean"]
+Purpose = Literal["train", "eval", "predict"]
+Task = Literal["train", "predict"]
+StateKind = Literal["replica", "share", "mean", "order"]
+MARK_BYTES = 24
+Mark = Annotated[bytes, Meta(max_length=MARK_BYTES)]
 
 
 SCORES = ({"loss", "normaliser"}, {"loss", "normaliser", "correct", "count"})
@@ -56,6 +59,7 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
     plan: Name
     party: Name
     rows: Rows
+    task: Task = "train"
 
 
 class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
@@ -78,11 +82,16 @@ class Turn(Struct, frozen=True, forbid_unknown_fields=True, tag="turn"):
 
 
 class Forward(Struct, frozen=True, forbid_unknown_fields=True, tag="forward"):
-    """An activation (or, from a source, labels) on its way along an edge."""
+    """An activation (or, from a source, labels) on its way along an edge.
+
+    `mark`: where several parties bring columns of the same rows, the HMAC of the ticket and of the ids of its rows
+    under the key that only those parties have. All marks of a ticket are equal.
+    """
 
     ticket: Ticket
     edge: Name
     tensors: Tensors
+    mark: Mark = b""
 
 
 class Backward(Struct, frozen=True, forbid_unknown_fields=True, tag="backward"):
@@ -102,8 +111,9 @@ class State(Struct, frozen=True, forbid_unknown_fields=True, tag="state"):
     """What moves between turns, from `source` to `target`; the conductor forwards it unread where it is neither.
 
     `number` is the place of the movement in the schedule. `replica`: a replica whole, handed on. `share`: weights or
-    gradients to be averaged or summed. `mean`: what came of it. The one tensor is the state as bytes, sealed to the
-    target where somebody forwards it. `normaliser` goes with gradients of a sum; else it is 0.
+    gradients to be averaged or summed. `mean`: what came of it. `order`: the key of the order of rows. The one tensor
+    is the state as bytes, sealed to the target where somebody forwards it. `normaliser` goes with gradients of a sum;
+    else it is 0.
     """
 
     number: Count
@@ -112,6 +122,19 @@ class State(Struct, frozen=True, forbid_unknown_fields=True, tag="state"):
     target: Name
     tensors: Tensors
     normaliser: float = 0.0
+
+
+class Sealed(Struct, frozen=True, forbid_unknown_fields=True, tag="sealed"):
+    """A message between two parties that have no link: the conductor forwards it unread.
+
+    The one tensor is the whole frame as bytes, sealed to the target. `number` counts what `source` has sent to
+    `target` in this run, so that nothing can be left out, repeated or reordered on the way.
+    """
+
+    source: Name
+    target: Name
+    number: Count
+    tensors: Tensors
 
 
 class Report(Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
@@ -139,10 +162,18 @@ class Refuse(Struct, frozen=True, forbid_unknown_fields=True, tag="refuse"):
 
 
 def is_sound(sums: Mapping[str, float]) -> bool:
-    """Whether these can be the sums of a loss: known ones, finite, and where they count something not negative."""
-    counts = [value for name, value in sums.items() if name != "loss"]
-    return sums.keys() in SCORES and all(map(math.isfinite, sums.values())) and min(counts) >= 0
+    """Whether these can be the sums of losses: known ones, finite, and where they count something not negative.
+
+    Where a topology has several losses, those of one begin with its segment's name: `top_2.loss`.
+    """
+    losses: dict[str, set[str]] = {}
+    for name in sums:
+        loss, _, what = name.rpartition(".")
+        losses.setdefault(loss, set()).add(what)
+    counts = [value for name, value in sums.items() if not name.endswith("loss")]
+    known = bool(losses) and all(what in SCORES for what in losses.values())
+    return known and all(map(math.isfinite, sums.values())) and min(counts) >= 0
 
 
-Message = Hello | Welcome | Turn | Forward | Backward | State | Report | Bye
+Message = Hello | Welcome | Turn | Forward | Backward | State | Sealed | Report | Bye
 Control = Ping | Refuse

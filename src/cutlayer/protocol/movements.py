@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Average, HandOver, Kind, Movement, Share
+from cutlayer.plan.schedule import Average, Entrust, HandOver, Kind, Movement, Share
 from cutlayer.protocol.events import Action, Add, Give, Replica, Send, Settle, Spread, Step, Take, Value
 from cutlayer.protocol.messages import State, StateKind
 from cutlayer.protocol.route import state_limit_bytes
 from cutlayer.protocol.traffic import Traffic
+
+DUE: Mapping[type[Movement], StateKind] = {HandOver: "replica", Share: "share", Average: "mean", Entrust: "order"}
+"""The kind of state that each movement moves."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class Moving:
     """How many of them have not."""
     sums: bool = False
     """It adds to a sum of mine, or ends it."""
+    blocks: bool = False
+    """It must be over before anything after it may begin."""
 
 
 class Movements:
@@ -41,15 +46,17 @@ class Movements:
         self._plan, self._me, self._traffic = plan, me, traffic
         self._conducts = plan.conductor == me
         self._aggregator = plan.aggregator
-        self._averages = me == plan.first["server"] and not plan.schedule.server_shared
+        self._averages = not plan.schedule.server_shared and me == plan.first["server"]
         """Whether replicas of my own are averaged."""
         self._client_segments = frozenset(plan.client_segments)
         self._limit_bytes = state_limit_bytes(plan)
         self._open: dict[int, Moving] = {}
         self._passing: dict[int, dict[tuple[str, str], StateKind]] = {}
         """Conductor: the states that are still to be forwarded."""
+        self._entrusting = -1
+        """Conductor: the movement that brings all who need it the key of the order of rows."""
         self._ends = 0
-        """Open movements that end a sum of mine."""
+        """Open movements that must be over before anything after them."""
         self._stirred = False
         self._normaliser = 0.0
         """Of the sum of gradients that is under way, as far as I know it."""
@@ -61,8 +68,8 @@ class Movements:
 
     @property
     def blocked(self) -> bool:
-        """Whether a sum of mine must be complete before anything after it may begin."""
-        return self._ends > 0
+        """Whether something must be over, the sum of mine say, before anything after it may begin."""
+        return self._ends > 0 or self._entrusting in self._passing
 
     @property
     def stirred(self) -> bool:
@@ -89,26 +96,32 @@ class Movements:
             work=work,
             replicas=tuple(self._replicas(work)),
             awaited={source: None for source, target, _ in states if target == self._me},
-            sums=not isinstance(work, HandOver) and self._sums(work),
+            sums=isinstance(work, Share | Average) and self._sums(work),
         )
         moving.missing = len(moving.awaited)
+        moving.blocks = (moving.sums and isinstance(work, Average)) or isinstance(work, Entrust)
         self._stirred = True
-        if moving.replicas or moving.awaited or moving.sums:
+        if moving.replicas or moving.awaited or moving.sums or (isinstance(work, Entrust) and work.source == self._me):
             self._open[number] = moving
-            self._ends += moving.sums and isinstance(work, Average)
+            self._ends += moving.blocks
             for replica in moving.replicas:
                 self._traffic.gates[replica].append(number, None, 0)
         if self._conducts and (
             passing := {(source, target): kind for source, target, kind in states if self._me not in (source, target)}
         ):
             self._passing[number] = passing
+            if isinstance(work, Entrust):
+                self._entrusting = number
 
     def _states(self, work: Movement, client: str = "") -> Iterator[tuple[str, str, StateKind]]:
         """Source, target and kind of every state that the movement sends between parties, or to or from a client."""
-        server, aggregator = self._plan.first["server"], self._aggregator
         if isinstance(work, HandOver):
             yield work.source, work.target, "replica"
             return
+        if isinstance(work, Entrust):
+            yield from ((work.source, target, "order") for target in work.targets)
+            return
+        server, aggregator = self._plan.first["server"], self._aggregator
         if not self._client_segments.intersection(work.segments):
             return
         clients: Iterable[str] = work.holders if isinstance(work, Share) else work.takers
@@ -123,6 +136,8 @@ class Movements:
 
     def _replicas(self, work: Movement) -> Iterable[Replica]:
         """My replicas that must have come to the movement."""
+        if isinstance(work, Entrust):
+            return ()
         if isinstance(work, HandOver):
             return self._held(self._me, work.segments) if self._me in (work.source, work.target) else ()
         if not self._averages:
@@ -172,13 +187,13 @@ class Movements:
         self._traffic.out.append(Send(message.target, message, payload))
 
     def _check(self, peer: str, message: State, work: Movement) -> None:
-        due: StateKind = "replica" if isinstance(work, HandOver) else "share" if isinstance(work, Share) else "mean"
+        due = DUE[type(work)]
         if message.kind != due:
             raise RemoteProtocolError(
                 "wrong-state", peer, f"a {message.kind} at {message.number}, where a {due} is due"
             )
         right = message.normaliser == 0
-        if not isinstance(work, HandOver) and work.kind == "gradients":
+        if isinstance(work, Share | Average) and work.kind == "gradients":
             known = self._normaliser
             right = math.isfinite(message.normaliser) and message.normaliser > 0
             right = right and known in {0.0, message.normaliser}
@@ -194,7 +209,7 @@ class Movements:
         for moving in list(self._open.values()):
             if self._is_due(moving):
                 del self._open[moving.number]
-                self._ends -= moving.sums and isinstance(moving.work, Average)
+                self._ends -= moving.blocks
                 self._act(moving)
             elif moving.sums:
                 break
@@ -212,6 +227,8 @@ class Movements:
                 self._share(moving, work)
             case Average() as work:
                 self._average(moving, work)
+            case Entrust() as work:
+                self._entrust(moving, work)
         self._traffic.leave([self._traffic.gates[replica] for replica in moving.replicas])
 
     def _hand_over(self, moving: Moving, work: HandOver) -> None:
@@ -219,6 +236,12 @@ class Movements:
             self._give(moving, "replica", "weights", work.target, moving.replicas)
         for message, payload in self._came(moving):
             self._out(Take(message, "weights", moving.replicas, payload))
+
+    def _entrust(self, moving: Moving, work: Entrust) -> None:
+        for target in work.targets if work.source == self._me else ():
+            self._give(moving, "order", "weights", target, ())
+        for message, payload in self._came(moving):
+            self._out(Take(message, "weights", (), payload))
 
     def _share(self, moving: Moving, work: Share) -> None:
         """Mine go to the aggregator; what is summed here is added, owner by owner in the schedule's order."""

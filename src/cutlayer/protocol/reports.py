@@ -1,12 +1,17 @@
 """Which turns are still to be reported: to the conductor by all that take part, to a member by its losses' holder."""
 
+from collections.abc import Mapping
+
 from cutlayer.errors import RemoteProtocolError
-from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Turn
+from cutlayer.plan.plan import TOGETHER, Plan
+from cutlayer.plan.schedule import Predict, Turn
 from cutlayer.protocol.messages import Report, is_sound
 from cutlayer.protocol.route import parties_on_the_way
 from cutlayer.protocol.traffic import Traffic
 from cutlayer.protocol.turns import OpenTurn
+
+Sums = Mapping[str, Mapping[str, float]]
+"""By owner of the rows."""
 
 
 class Reports:
@@ -15,6 +20,9 @@ class Reports:
     def __init__(self, plan: Plan, me: str, traffic: Traffic) -> None:
         self._plan, self._me, self._traffic = plan, me, traffic
         self._conducts = plan.conductor == me
+        self._prefixes = plan.score_prefixes
+        self._told: dict[tuple[int, str], dict[str, Mapping[str, float]]] = {}
+        """Conductor: what owners of rows will hear of a turn, by who holds the loss, until all have said it."""
         self.due: dict[int, OpenTurn] = {}
         """Turns with reports still due, oldest first."""
 
@@ -34,8 +42,35 @@ class Reports:
             raise RemoteProtocolError("wrong-report", peer, detail)
         if not all(map(is_sound, report.sums.values())):
             raise RemoteProtocolError("wrong-report", peer, f"turn {turn.number}: no loss has such sums")
+        self._check_losses(turn, peer, report)
         self.close(turn, peer)
         return turn
+
+    def _check_losses(self, turn: OpenTurn, peer: str, report: Report) -> None:
+        """Those that the peer holds; from the conductor, all that others hold."""
+        for owner, sums in report.sums.items():
+            route = self._traffic.route(owner, turn.work.silent)
+            holders = {peer} if self._conducts else set(route.party_of.values()) - {self._me}
+            held = {self._prefixes[name] for name in route.losses if route.party_of[name] in holders}
+            if {name[: name.rfind(".") + 1] for name in sums} != held:
+                detail = f"turn {turn.number}: not the losses that it holds"
+                raise RemoteProtocolError("wrong-report", peer, detail)
+
+    def to_tell(self, turn: OpenTurn, holder: str, sums: Sums) -> dict[str, dict[str, float]]:
+        """Conductor: what owners of rows are to hear, since all who hold losses of theirs have reported."""
+        ready = {}
+        for owner, own in sums.items():
+            if owner in (self._me, holder) or owner == TOGETHER:
+                continue
+            told = self._told.setdefault((turn.number, owner), {})
+            told[holder] = own
+            if told.keys() == self._loss_holders(turn.work, owner) - {owner}:
+                ready[owner] = {
+                    name: value
+                    for part in self._told.pop((turn.number, owner)).values()
+                    for name, value in part.items()
+                }
+        return ready
 
     def close(self, turn: OpenTurn, party: str) -> None:
         """A party has reported a turn; after the last one the turn is over."""
@@ -44,16 +79,23 @@ class Reports:
             del self.due[turn.number]
 
     def _of(self, work: Turn) -> dict[str, set[str]]:
-        """Whose reports of a turn I am to hear, and the owners of the rows whose losses each will tell."""
+        """Whose reports of a turn I am to hear, and the owners of the rows whose losses each will tell.
+
+        An owner hears of losses that others hold from the conductor. Where rows are several parties', they do not.
+        """
         if not self._conducts:
-            holders = self._loss_holders(self._me) - {self._me} if self._me in work.parties else ()
-            return {holder: {self._me} for holder in holders}
-        reports: dict[str, set[str]] = {party: set() for party in parties_on_the_way(self._plan, work.parties)}
+            elsewhere = self._me in work.parties and self._loss_holders(work, self._me) - {self._me}
+            return {self._plan.conductor: {self._me}} if elsewhere else {}
+        on_the_way = parties_on_the_way(self._plan, work.parties, work.silent)
+        reports: dict[str, set[str]] = {party: set() for party in on_the_way}
         for owner in work.parties:
-            for holder in self._loss_holders(owner):
+            for holder in self._loss_holders(work, owner):
                 reports[holder].add(owner)
         return reports
 
-    def _loss_holders(self, owner: str) -> set[str]:
-        route = self._traffic.route(owner)
+    def _loss_holders(self, work: Turn, owner: str) -> set[str]:
+        """Who will tell losses on an owner's rows."""
+        if isinstance(work, Predict):
+            return set()
+        route = self._traffic.route(owner, work.silent)
         return {route.party_of[name] for name in route.losses}

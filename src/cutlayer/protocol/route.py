@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from cutlayer.plan.check import moves_state
 from cutlayer.plan.plan import Contents, Cutting, Plan
 from cutlayer.plan.tensors import TensorShape, TensorSpec
+from cutlayer.plan.topology import Topology
 from cutlayer.protocol.events import Replica
 from cutlayer.protocol.messages import Purpose
 from cutlayer.protocol.wire import body_bytes
@@ -13,7 +14,10 @@ from cutlayer.protocol.wire import body_bytes
 
 @dataclass(frozen=True, slots=True)
 class EdgeRoute:
-    """An edge with the parties at its ends. `returns` says whether what it carries is answered; raw data is not."""
+    """An edge with the parties at its ends. `returns` says whether what it carries is answered.
+
+    Raw data is not, unless its party has no segment whose answers could tell it how far the others are.
+    """
 
     name: str
     source: str
@@ -45,13 +49,18 @@ class EdgeRoute:
 
 
 class Route:
-    """Who holds which node, which edges meet where, and which replica a segment is, for one owner of rows."""
+    """Who holds which node, which edges meet where, and which replica a segment is, for one owner of rows.
 
-    def __init__(self, plan: Plan, me: str, owner: str) -> None:
-        topology = plan.topology
+    `silent` edges, and what they alone lead to, are not there.
+    """
+
+    def __init__(self, plan: Plan, me: str, owner: str, silent: frozenset[str] = frozenset()) -> None:
+        topology = plan.way(silent)
         nodes = topology.nodes
         self.owner = owner
-        self.party_of = {node.name: _holder(plan, node.role, owner) for node in nodes}
+        self._topology = topology
+        self.party_of = {node.name: plan.holder(node.role, owner) for node in nodes}
+        self._working = {self.party_of[segment.name] for segment in topology.segments}
         self.segments = tuple(s.name for s in topology.segments if self.party_of[s.name] == me)
         self.losses = frozenset(s.name for s in topology.segments if s.loss)
         self.edges = {edge.name: self._edge(plan, edge.source, edge.target) for edge in topology.edges}
@@ -62,6 +71,9 @@ class Route:
         self.inputs = {n.name: tuple(e for e in self.edges.values() if e.target == n.name) for n in nodes}
         self.outputs = {n.name: tuple(e for e in self.edges.values() if e.source == n.name) for n in nodes}
         self.replicas = {name: self._replica(plan, name) for name in self.segments}
+        """By segment. Of a party without segments, its sources stand for it: so it keeps step with the others."""
+        if not self.segments:
+            self.replicas = {name: (name, me) for name in self.sources}
 
     def _edge(self, plan: Plan, source: str, target: str) -> EdgeRoute:
         name, cutting = f"{source}->{target}", plan.contents.of(self.owner)
@@ -72,40 +84,50 @@ class Route:
             source_party=self.party_of[source],
             target_party=self.party_of[target],
             tensors=cutting.edges[name],
-            returns=any(source == segment.name for segment in plan.topology.segments),
-            differentiable=_gives_gradient(plan, cutting, name),
+            returns=self._topology.source(source) is None or self.party_of[source] not in self._working,
+            differentiable=_gives_gradient(self._topology, cutting, name),
         )
 
     def _replica(self, plan: Plan, segment: str) -> Replica:
-        shared = plan.topology.segment(segment).role == "server" and plan.schedule.server_shared
-        return segment, self.party_of[segment] if shared else self.owner
+        """A client's own, the holder's one for all, or the holder's one for each client."""
+        holder = self.party_of[segment]
+        shared = plan.schedule.server_shared or self._topology.segment(segment).role != "server"
+        return segment, holder if shared else self.owner
 
 
-def _gives_gradient(plan: Plan, cutting: Contents | Cutting, edge: str) -> bool:
+def _gives_gradient(topology: Topology, cutting: Contents | Cutting, edge: str) -> bool:
     """Whether the loss has a gradient with respect to what an edge carries."""
     if not any(spec.differentiable for spec in cutting.edges[edge]):
         return False
-    target = edge.split("->")[1]
-    onward = plan.topology.outputs(target)
-    return not onward or any(_gives_gradient(plan, cutting, each.name) for each in onward)
+    onward = topology.outputs(edge.split("->")[1])
+    return not onward or any(_gives_gradient(topology, cutting, each.name) for each in onward)
 
 
-def parties_on_the_way(plan: Plan, owners: Iterable[str]) -> set[str]:
+def parties_on_the_way(plan: Plan, owners: Iterable[str], silent: frozenset[str] = frozenset()) -> set[str]:
     """The parties that mini-batches of the owners' rows meet: themselves, and who fills the other roles."""
-    owners, parties = set(owners), plan.terms.parties
-    own_roles = {parties[owner].role for owner in owners}
-    return owners.union(plan.first[role] for own in own_roles for role in plan.topology.roles if role != own)
-
-
-def _holder(plan: Plan, role: str, owner: str) -> str:
-    return owner if plan.terms.parties[owner].role == role else plan.first[role]
+    owners, parties, roles = set(owners), plan.terms.parties, plan.way(silent).roles
+    own_roles = {parties[owner].role for owner in owners if owner in parties}
+    others = {plan.holder(role, "") for role in roles if role not in own_roles}
+    return owners | others if own_roles.intersection(roles) else others
 
 
 def largest_body_bytes(plan: Plan) -> int:
     """The largest body that any message of this plan may carry; a channel refuses more from the prelude alone."""
     rows = plan.terms.training.batch_size
     edges = [specs for cutting in plan.contents.everywhere for specs in cutting.edges.values()]
-    return max(state_limit_bytes(plan), *(body_bytes([spec.for_rows(rows) for spec in specs]) for specs in edges))
+    largest = max(body_bytes([spec.for_rows(rows) for spec in specs]) for specs in edges)
+    return max(state_limit_bytes(plan), largest + sealed_limit_bytes(plan, largest))
+
+
+SEALED_BYTES = 1024
+"""What sealing adds to a frame, its prelude and padding included, at most."""
+ORDER_BYTES = 1024
+"""The most that the key of the order of rows takes, sealed."""
+
+
+def sealed_limit_bytes(plan: Plan, body: int) -> int:
+    """The largest sealed frame with a body like this; 0 where no two parties talk by the conductor."""
+    return body_bytes_of(body + plan.terms.limits.header_bytes + SEALED_BYTES) if plan.forwarded_pairs else 0
 
 
 STATE_COPIES = 6
@@ -117,7 +139,7 @@ STATE_NOTES_BYTES = 2048
 def state_limit_bytes(plan: Plan) -> int:
     """The largest state that a party may send; 0 where none moves."""
     if not moves_state(plan.terms):
-        return 0
+        return body_bytes_of(ORDER_BYTES) if plan.schedule.together else 0
     states = [
         [shape for segment in cutting.segments.values() for shape in segment.state.values()]
         for cutting in plan.contents.everywhere

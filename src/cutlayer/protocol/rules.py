@@ -1,10 +1,11 @@
 """The rules of the protocol as data: what each is called, and which message may follow which."""
 
-from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, State, Turn, Welcome
+from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, Sealed, State, Turn, Welcome
 
 RULES: dict[str, str] = {
     "wrong-version": "both ends speak the same version of the protocol",
     "wrong-plan": "both ends run the same plan, to the last byte",
+    "wrong-task": "both ends train, or both predict",
     "wrong-name": "a party speaks only for itself",
     "out-of-order": "a message comes only when the table of moves allows it",
     "unknown-edge": "tensors travel only on edges of the topology",
@@ -16,6 +17,8 @@ RULES: dict[str, str] = {
     "no-gradient-here": "raw data is not answered",
     "wrong-shape": "dtype and shape are those of the plan for this ticket's rows",
     "wrong-normaliser": "a loss normaliser is finite, positive (0 for a part of a step), the same on all ways back",
+    "wrong-mark": "an activation bears a mark of its rows where several parties bring columns, and only there",
+    "wrong-seal": "a sealed message goes once, in order, between two parties that the topology connects",
     "wrong-rows": "the conductor knows the rows that this party announced, and every member once",
     "wrong-report": "a party reports each turn once, and the sums of the losses that it holds, as a loss has them",
     "wrong-state": "a state goes once, from whom and to whom the receiver's own schedule says, and is not too large",
@@ -24,7 +27,7 @@ RULES: dict[str, str] = {
 }
 
 Kinship = str
-"""What a peer is to me: my `conductor`, or a `member` whose conductor I am."""
+"""What a peer is to me: my `conductor`, a `member` whose conductor I am, or a `fellow` to whom I have no link."""
 Standing = str
 
 MOVES: dict[tuple[Kinship, Standing, type], Standing] = {
@@ -34,6 +37,7 @@ MOVES: dict[tuple[Kinship, Standing, type], Standing] = {
     ("member", "running", Forward): "running",
     ("member", "running", Backward): "running",
     ("member", "running", State): "running",
+    ("member", "running", Sealed): "running",
     ("member", "running", Report): "running",
     ("member", "closing", Bye): "gone",
     # what the conductor may say to a member
@@ -43,6 +47,10 @@ MOVES: dict[tuple[Kinship, Standing, type], Standing] = {
     ("conductor", "running", Forward): "running",
     ("conductor", "running", Backward): "running",
     ("conductor", "running", State): "running",
+    ("conductor", "running", Sealed): "running",
     ("conductor", "running", Report): "running",
     ("conductor", "running", Bye): "gone",
+    # what a fellow may say, sealed, by the conductor
+    ("fellow", "running", Forward): "running",
+    ("fellow", "running", Backward): "running",
 }

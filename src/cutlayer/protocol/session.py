@@ -4,11 +4,11 @@ It knows who may speak (`rules.MOVES`), whose turn it is (the plan's schedule, w
 ticket to `traffic`. Whatever a peer sends is refused, by the name of a rule, before its payload is decoded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cutlayer.errors import ChannelClosed, ChannelTimeout, CutlayerError, PeerStopped, RemoteProtocolError
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Evaluate, Train
+from cutlayer.plan.schedule import Evaluate, Predict, Train
 from cutlayer.protocol.agenda import Agenda, Agendas, Numbered
 from cutlayer.protocol.events import (
     Action,
@@ -19,11 +19,13 @@ from cutlayer.protocol.events import (
     Event,
     Fail,
     Lost,
+    Open,
     Ran,
     Received,
     Send,
     Tell,
     Tick,
+    Value,
 )
 from cutlayer.protocol.messages import (
     SENTENCE,
@@ -36,7 +38,9 @@ from cutlayer.protocol.messages import (
     Refuse,
     Report,
     Rows,
+    Sealed,
     State,
+    Task,
     Turn,
     Welcome,
 )
@@ -51,7 +55,8 @@ class Session:
     """Party `me` in a run of `plan`, bringing `rows`. `feed` it events, carry out the actions in order.
 
     `run` is the name that a conductor gives the run. Sessions of one process may share their agendas. `ahead`: how
-    many turns a conductor grants before the oldest of them is done, if not as many as the plan's limits allow.
+    many turns a conductor grants before the oldest of them is done, if not as many as the plan's limits allow. `task`:
+    to train, or to predict; `absent`: for a conductor that predicts, the parties that it does without.
     """
 
     def __init__(
@@ -63,11 +68,20 @@ class Session:
         run: str = "",
         agendas: Agendas | None = None,
         ahead: int = 0,
+        task: Task = "train",
+        absent: Collection[str] = (),
     ) -> None:
         self.plan, self.me, self.rows, self.run = plan, me, rows, run
         self.limits = plan.terms.limits
         self.conducts = plan.conductor == me
-        self.peers = tuple(name for name in plan.terms.parties if name != me) if self.conducts else (plan.conductor,)
+        self.task: Task = task
+        self.absent = frozenset(absent)
+        members = [name for name in plan.terms.parties if name != me and name not in absent]
+        self.peers = tuple(members) if self.conducts else (plan.conductor,)
+        self._pairs = plan.forwarded_pairs
+        self.fellows = frozenset(target for source, target in self._pairs if source == me)
+        """The parties that I talk to by the conductor."""
+        self._sealed_so_far: dict[tuple[str, str], int] = {}
         self._place = {peer: place for place, peer in enumerate(self.peers)}
         self.joinable = set(self.peers)
         """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
@@ -81,7 +95,7 @@ class Session:
         self.over = False
         self._traffic = Traffic(plan, me)
         self._movements = Movements(plan, me, self._traffic)
-        self._agendas = agendas or (lambda members: Agenda(plan, members, (me,)))
+        self._agendas = agendas or (lambda members: Agenda(plan, members, (me,), task))
         self._agenda: Agenda | None = None
         """Once the run has begun."""
         self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
@@ -133,20 +147,19 @@ class Session:
         elif state is None or not self.begun:
             self.states[peer] = "connected"
             self._joined.pop(peer, None)
-            self._send(peer, Hello(VERSION, self.plan.digest, self.me, self.rows))
+            self._send(peer, Hello(VERSION, self.plan.digest, self.me, self.rows, self.task))
         else:
             raise ChannelClosed(f"{peer} connected anew: what was under way on its older link is lost")
 
     def _received(self, event: Received) -> None:
         peer, message = event.peer, event.message
-        state = self.states.get(peer)
+        state = "running" if peer in self.fellows and self.begun else self.states.get(peer)
         if state is None or isinstance(message, Ping):
             return  # what a peer said before it was sent away is moot
         if isinstance(message, Refuse) or (isinstance(message, Bye) and message.reason):
             self._stopped(peer, message)
             return
-        kinship = "conductor" if peer == self.plan.conductor else "member"
-        following = MOVES.get((kinship, state, type(message)))
+        following = MOVES.get((self._kinship(peer), state, type(message)))
         if following is None:
             raise RemoteProtocolError("out-of-order", peer, f"{type(message).__name__} from a peer that is {state}")
         match message:
@@ -157,10 +170,30 @@ class Session:
                 self._settle()
             case State():
                 self._movements.arrived(peer, message, event.payload)
-            case Hello() | Welcome() | Turn() | Report() | Bye():
+            case Sealed():
+                self._sealed(peer, message, event.payload)
+            case _:
                 self._governed(peer, message)
                 self._note(peer, following)
                 self._progress()
+
+    def _kinship(self, peer: str) -> str:
+        return "conductor" if peer == self.plan.conductor else "fellow" if peer in self.fellows else "member"
+
+    def _sealed(self, peer: str, message: Sealed, payload: Value) -> None:
+        """What one fellow says to another: forwarded unread by the conductor, opened by the other."""
+        pair = (message.source, message.target)
+        if peer != (message.source if self.conducts else self.plan.conductor) or pair not in self._pairs:
+            raise RemoteProtocolError("wrong-seal", peer, f"nothing goes from {message.source} to {message.target}")
+        if message.number != self._sealed_so_far.get(pair, 0):
+            raise RemoteProtocolError("wrong-seal", peer, f"number {message.number} from {message.source}")
+        self._sealed_so_far[pair] = message.number + 1
+        if message.target == self.me:
+            self._traffic.out.append(Open(message, payload))
+        elif self.conducts:
+            self._traffic.out.append(Send(message.target, message, payload))
+        else:
+            raise RemoteProtocolError("wrong-seal", peer, f"what is for {message.target} came here")
 
     def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Bye) -> None:
         match message:
@@ -183,14 +216,21 @@ class Session:
         if hello.plan != self.plan.digest:
             detail = f"its plan is {hello.plan[:12]}…, ours {self.plan.digest[:12]}…: exchange plan.toml and its files"
             raise RemoteProtocolError("wrong-plan", peer, detail)
+        if hello.task != self.task:
+            raise RemoteProtocolError("wrong-task", peer, f"it came to {hello.task}, we are here to {self.task}")
         if self.conducts:
             self._joined[peer] = hello.rows
 
     def _welcome(self, peer: str, welcome: Welcome) -> None:
-        if set(welcome.members) != set(self.plan.terms.parties) or welcome.members[self.me] != self.rows:
+        missing = self.plan.terms.parties.keys() - welcome.members.keys()
+        at_fault = welcome.members.keys() - self.plan.terms.parties.keys() or not self._may_lack(missing)
+        if at_fault or welcome.members.get(self.me) != self.rows:
             raise RemoteProtocolError("wrong-rows", peer, "its members are not the plan's, or our rows not ours")
         self.run = welcome.run
-        self._begin_schedule(welcome.members)
+        self._begin_schedule(self._agendas(welcome.members))
+
+    def _may_lack(self, missing: Collection[str]) -> bool:
+        return not missing or (self.task == "predict" and not self.plan.why_not_without(missing))
 
     def _turn(self, peer: str, turn: Turn) -> None:
         opened = self._open_next()
@@ -204,6 +244,14 @@ class Session:
         turn = self._reports.received(peer, report)
         if report.sums:
             self._tell(turn, report.sums)
+        if self.conducts:
+            self._pass_on(turn, peer, report.sums)
+
+    def _pass_on(self, turn: OpenTurn, holder: str, sums: Mapping[str, Mapping[str, float]]) -> None:
+        """Conductor: tell the owners of rows what became of them."""
+        ready = self._reports.to_tell(turn, holder, sums)
+        for owner in sorted(ready, key=self._place.__getitem__):
+            self._send(owner, Report(turn.number, {owner: ready[owner]}))
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
@@ -213,9 +261,9 @@ class Session:
 
     # ------------------------------------------------------------------ turns
 
-    def _begin_schedule(self, members: Mapping[str, Rows]) -> None:
-        self._agenda = self._agendas(members)
-        self.members = self._agenda.members
+    def _begin_schedule(self, agenda: Agenda) -> None:
+        self._agenda = agenda
+        self.members = agenda.members
         self.joinable.clear()
         self._open_movements()
 
@@ -229,7 +277,7 @@ class Session:
         """What moves is granted by nobody: it is open as soon as the schedule has come to it."""
         while (following := self._next()) is not None:
             number, work = following
-            if isinstance(work, Train | Evaluate):
+            if isinstance(work, Train | Evaluate | Predict):
                 return
             self._pop()
             self._movements.open(number, work)
@@ -240,10 +288,10 @@ class Session:
         if self._agenda is None or following is None:
             return None
         number, work = following
-        if not isinstance(work, Train | Evaluate):
+        if not isinstance(work, Train | Evaluate | Predict):
             return None
         self._pop()
-        turn = OpenTurn(number, work, self._agenda.course)
+        turn = OpenTurn(number, work, self._agenda.course, self.plan.score_prefixes)
         self._traffic.open(turn)
         self._reports.expect(turn)
         return turn
@@ -263,11 +311,14 @@ class Session:
     def _progress(self) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
         if self.conducts and not self.begun and len(self._joined) == len(self.peers):
-            members = {name: self._joined.get(name, self.rows) for name in self.plan.terms.parties}
+            members = {
+                name: self._joined.get(name, self.rows) for name in self.plan.terms.parties if name not in self.absent
+            }  # fmt: skip
+            agenda = self._agendas(members)
             for peer in self.peers:
                 self._send(peer, Welcome(self.run, members))
                 self.states[peer] = "running"
-            self._begin_schedule(members)
+            self._begin_schedule(agenda)
         if self.conducts and self.begun:
             self._grant()
         if not self._staying:
@@ -297,8 +348,7 @@ class Session:
                 self._tell(turn, turn.sums)
             if self.conducts:
                 self._reports.close(turn, self.me)
-                for owner in sorted(turn.sums.keys() - {self.me}, key=self._place.__getitem__):
-                    self._send(owner, Report(turn.number, {owner: turn.sums[owner]}))
+                self._pass_on(turn, self.me, turn.sums)
                 self._grant()
             else:
                 self._send(self.plan.conductor, Report(turn.number, turn.sums))
@@ -319,6 +369,10 @@ class Session:
 
     def _refuse(self, error: RemoteProtocolError) -> None:
         """Before the run a peer that breaks a rule is sent away and the others wait on; in the run the run ends."""
+        if error.peer in self.fellows:
+            self._traffic.out = []
+            self._fail(error)
+            return
         self._traffic.out = [Send(error.peer, Refuse(error.rule, error.detail[:SENTENCE]))]
         if not self._sent_away(error.peer, str(error)):
             del self.states[error.peer]

@@ -10,10 +10,10 @@ without tensors. So the owner of the rows always knows how far the others are, a
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from cutlayer.errors import Diverged
-from cutlayer.plan.plan import Plan
+from cutlayer.errors import Diverged, Misaligned
+from cutlayer.plan.plan import TOGETHER, Plan
 from cutlayer.plan.schedule import Turn
-from cutlayer.protocol.arrivals import backward_edge, check_backward, check_forward, due_turn, forward_edge
+from cutlayer.protocol.arrivals import backward_edge, check_backward, check_forward, check_mark, due_turn, forward_edge
 from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate
 from cutlayer.protocol.messages import Backward, Forward, Ticket
@@ -29,10 +29,14 @@ class Traffic:
         self.turns: dict[int, OpenTurn] = {}
         self.out: list[Action] = []
         self.finished: list[OpenTurn] = []
-        self._routes: dict[str, Route] = {}
-        self._serves = me in {plan.first[role] for role in plan.topology.roles if role != "client"}
+        self._routes: dict[tuple[str, frozenset[str]], Route] = {}
+        self._together = plan.schedule.together
+        self._serves = self._together or me in {
+            plan.holder(role, "") for role in plan.topology.roles if role != "client"
+        }
         """Whether clients' rows meet replicas of mine, not only my own rows."""
         self.gates: defaultdict[Replica, Gate] = defaultdict(Gate)
+        self._topology = plan.topology
         self.left = False
         """Whether a replica of mine has gone on to what comes next; whoever waits for that resets it."""
         self.joined_normaliser = 0.0
@@ -40,10 +44,18 @@ class Traffic:
         self._own_steps = plan.terms.training.client_segments == "own"
         """Whether a client steps by itself after joined batches, or when the sum of all gradients has come."""
 
-    def route(self, owner: str) -> Route:
-        if owner not in self._routes:
-            self._routes[owner] = Route(self.plan, self.me, owner)
-        return self._routes[owner]
+    def route(self, owner: str, silent: frozenset[str] = frozenset()) -> Route:
+        if (route := self._routes.get((owner, silent))) is None:
+            route = self._routes[owner, silent] = Route(self.plan, self.me, owner, silent)
+        return route
+
+    def _route(self, turn: OpenTurn, owner: str) -> Route:
+        return self.route(owner, turn.work.silent)
+
+    def _loads(self, turn: OpenTurn) -> str | None:
+        """Under which name rows of mine travel in a turn, if any do."""
+        owner = TOGETHER if self._together else self.me
+        return owner if owner in turn.steps and self._route(turn, owner).sources else None
 
     def at_work(self, segments: Iterable[str]) -> list[Replica]:
         """My replicas of these segments that are not through with all open turns."""
@@ -62,28 +74,29 @@ class Traffic:
         needed: dict[Replica, int] = {}
         for owner in self._owners(turn.work):
             steps = turn.steps[owner]
-            for replica in self.route(owner).replicas.values():
+            for replica in self._route(turn, owner).replicas.values():
                 needed[replica] = steps if turn.joined else needed.get(replica, 0) + steps
         for replica, steps in needed.items():
             self.gates[replica].append(turn.number, turn.purpose, steps)
         turn.replicas_left = turn.step_left = len(needed)
-        self.turns[turn.number] = turn
+        if needed:
+            self.turns[turn.number] = turn
 
     def begin(self) -> None:
         """Begin the oldest turn on my own rows, if it is granted and has not begun."""
         for turn in self.turns.values():
-            if self.me in turn.steps and self.route(self.me).sources:
+            if (owner := self._loads(turn)) is not None:
                 if turn.granted and not turn.begun:
                     for _ in range(WINDOW[turn.purpose]):
-                        self._begin_step(turn)
+                        self._begin_step(turn, owner)
                 return
 
-    def _begin_step(self, turn: OpenTurn) -> None:
-        if turn.begun == turn.steps[self.me]:
+    def _begin_step(self, turn: OpenTurn, owner: str) -> None:
+        if turn.begun == turn.steps[owner]:
             return
-        sources = self.route(self.me).sources
-        for micro, batch in enumerate(turn.batches(self.me, turn.begun)):
-            ticket = Ticket(turn.number, self.me, turn.begun, micro, turn.purpose)
+        sources = self._route(turn, owner).sources
+        for micro, batch in enumerate(turn.batches(owner, turn.begun)):
+            ticket = Ticket(turn.number, owner, turn.begun, micro, turn.purpose)
             self._flight(turn, ticket)
             self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in sources]
         turn.begun += 1
@@ -94,9 +107,11 @@ class Traffic:
         """An activation arrived, undecoded. Raises `RemoteProtocolError`."""
         ticket = message.ticket
         turn = due_turn(self.turns, peer, ticket)
-        edge = forward_edge(self.route(ticket.owner), self.me, peer, message)
+        edge = forward_edge(self._route(turn, ticket.owner), self.me, peer, message)
         flight = self._flight(turn, ticket)
         check_forward(turn, flight, edge, peer, message)
+        check_mark(peer, message, due=self._together)
+        self._note_mark(ticket, flight, peer, message.mark)
         turn.under_way = True
         self._arrived(turn, ticket, flight, edge, payload)
 
@@ -104,7 +119,7 @@ class Traffic:
         """A gradient arrived, undecoded. Raises `RemoteProtocolError`."""
         ticket = message.ticket
         turn = due_turn(self.turns, peer, ticket)
-        edge = backward_edge(self.route(ticket.owner), self.me, peer, message)
+        edge = backward_edge(self._route(turn, ticket.owner), self.me, peer, message)
         flight = check_backward(turn, edge, peer, message)
         turn.under_way = True
         flight.normaliser = message.normaliser
@@ -114,8 +129,14 @@ class Traffic:
         flight = turn.flights.get(ticket)
         if flight is None:
             batch = turn.batches(ticket.owner, ticket.step)[ticket.micro]
-            flight = turn.flights[ticket] = Flight(batch, self.route(ticket.owner))
+            flight = turn.flights[ticket] = Flight(batch, self._route(turn, ticket.owner))
         return flight
+
+    def _note_mark(self, ticket: Ticket, flight: Flight, party: str, mark: bytes) -> None:
+        """All who bring columns of a ticket's rows must mean the same rows. Raises `Misaligned`."""
+        if flight.mark and mark != flight.mark:
+            raise Misaligned(ticket, flight.batch, (flight.marker, party), (flight.mark, mark))
+        flight.mark, flight.marker = mark, flight.marker or party
 
     # ------------------------------------------------------------------ what my own nodes give
 
@@ -129,10 +150,13 @@ class Traffic:
         if event.direction == "backward":
             self._through(turn, event.ticket, flight, event.node, event.result)
             return
+        if event.direction == "load":
+            self._note_mark(event.ticket, flight, self.me, event.mark)
         if event.sums is not None:
             turn.note_loss(event)
             if turn.purpose == "train":
-                flight.normaliser = event.sums[event.ticket.owner]["normaliser"]
+                own = event.sums[event.ticket.owner]["normaliser"]
+                flight.normaliser = float(flight.batch.rows) if turn.several_losses else own
         self._ran_forward(turn, event.ticket, flight, event.node, event.result)
 
     def _ran_forward(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str, result: Value) -> None:
@@ -162,7 +186,7 @@ class Traffic:
         if edge.target_party == self.me:
             self._arrived(turn, ticket, flight, edge, value)
         else:
-            message = Forward(ticket, edge.name, edge.shapes(flight.batch.rows))
+            message = Forward(ticket, edge.name, edge.shapes(flight.batch.rows), flight.mark)
             self.out.append(Send(edge.target_party, message, value))
 
     def _move_back(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
@@ -209,7 +233,7 @@ class Traffic:
         """A node has what it needs to run for this ticket; where batches are joined, it runs once for all owners."""
         replica = flight.route.replicas[node]
         if not self._joins(turn, flight, node):
-            self._offer(Run(ticket, node, way, replica, values))
+            self._offer(Run(ticket, node, way, replica, values, flight.batch))
         elif come := turn.gathered(ticket, node, way, values):
             owners = turn.work.parties
             inputs = {edge: Joined(tuple(come[owner][edge] for owner in owners)) for edge in values}
@@ -269,7 +293,7 @@ class Traffic:
         slot.normaliser += normaliser
         if slot.drained < len(turn.batches(owners[0], slot.step)):
             return
-        if not turn.joined or replica[1] == self.plan.first["server"]:
+        if not turn.joined or replica[1] not in owners:
             self._step((replica,), owners, turn, slot.normaliser)
         elif turn.step_left == 1:
             self.joined_normaliser = slot.normaliser
@@ -283,7 +307,8 @@ class Traffic:
     def _step(self, replicas: tuple[Replica, ...], owners: tuple[str, ...], turn: OpenTurn, normaliser: float) -> None:
         if normaliser <= 0:
             raise Diverged(f"no row counts in the loss of a step of turn {turn.number}, of {', '.join(owners)}")
-        self.out += [Step(replica, owners, turn.work.round, normaliser) for replica in replicas]
+        stepping = [replica for replica in replicas if self._topology.source(replica[0]) is None]
+        self.out += [Step(replica, owners, turn.work.round, normaliser) for replica in stepping]
 
     def _leave(self, turn: OpenTurn, gate: Gate) -> None:
         """A replica of mine is through with a turn."""
@@ -305,11 +330,12 @@ class Traffic:
         if turn.step_left:
             return
         turn.flights.clear()
-        for owner in owners:
-            turn.finish(owner, turn.due[owner])
-        turn.step_left = len(self.route(owners[0]).replicas)
-        if self.me in owners:
-            self._begin_step(turn)
+        for each in owners:
+            turn.finish(each, turn.due[each])
+        turn.step_left = len(self._route(turn, owners[0]).replicas)
+        owner = self._loads(turn)
+        if owner is not None and owner in owners:
+            self._begin_step(turn, owner)
 
     def _finish_eval_ticket(self, turn: OpenTurn, ticket: Ticket, flight: Flight) -> None:
         flight.drained += 1
@@ -317,5 +343,5 @@ class Traffic:
             del turn.flights[ticket]
             turn.finished.add(ticket)
             turn.finish(ticket.owner, ticket.step)
-            if ticket.owner == self.me:
-                self._begin_step(turn)
+            if ticket.owner == self._loads(turn):
+                self._begin_step(turn, ticket.owner)

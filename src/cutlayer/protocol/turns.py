@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from cutlayer.errors import Diverged
 from cutlayer.plan.batches import Batch, step_count
 from cutlayer.plan.course import Course
-from cutlayer.plan.schedule import Train, Turn
+from cutlayer.plan.schedule import Evaluate, Train, Turn
 from cutlayer.protocol import messages
 from cutlayer.protocol.events import Direction, Ran, Value
 from cutlayer.protocol.messages import Purpose, Ticket
 from cutlayer.protocol.route import Route
 
-WINDOW: dict[Purpose, int] = {"train": 1, "eval": 2}
+WINDOW: dict[Purpose, int] = {"train": 1, "eval": 2, "predict": 2}
 """Steps that an owner of rows has in flight at a time. Training waits for the step before it; evaluation keeps enough
 in flight to hide the round trip, and little to hold."""
 
@@ -32,17 +32,24 @@ class Flight:
     """The loss's, when training: from the loss itself, or from the first gradient."""
     drained: int = 0
     """When evaluating: replicas of mine that it is through."""
+    mark: bytes = b""
+    """Of its rows, where several parties bring columns."""
+    marker: str = ""
+    """Who brought the mark."""
 
 
 class OpenTurn:
     """What a party keeps about a turn, from its opening until its own part in it is done."""
 
-    def __init__(self, number: int, work: Turn, course: Course) -> None:
+    def __init__(self, number: int, work: Turn, course: Course, prefixes: Mapping[str, str]) -> None:
+        """`prefixes`: with what the names of each loss' sums begin."""
         self.number = number
         self.work = work
         self.joined = isinstance(work, Train) and work.joined
-        self.purpose: Purpose = "train" if isinstance(work, Train) else "eval"
-        self._course = course
+        self.purpose: Purpose = (
+            "train" if isinstance(work, Train) else "eval" if isinstance(work, Evaluate) else "predict"
+        )
+        self._course, self._prefixes = course, prefixes
         self._batches: dict[tuple[str, int], list[Batch]] = {}
         self.steps = self._steps()
         self.due = dict.fromkeys(work.parties, 0)
@@ -134,9 +141,13 @@ class OpenTurn:
 
     # ------------------------------------------------------------------ losses
 
+    @property
+    def several_losses(self) -> bool:
+        return len(self._prefixes) > 1
+
     def counts(self, normaliser: float) -> bool:
         """Whether a ticket may have this normaliser: a part of a step may lie on rows that do not count."""
-        a_part = self.joined or self._course.micro_batches > 1
+        a_part = self.joined or self._course.micro_batches > 1 or self.several_losses
         return math.isfinite(normaliser) and (normaliser > 0 or (a_part and normaliser == 0))
 
     def note_loss(self, event: Ran) -> None:
@@ -149,6 +160,6 @@ class OpenTurn:
                     f"the loss of {event.node} is {loss} (over {normaliser:g}) at {event.ticket} of {owner} (round "
                     f"{self.work.round}): lower the learning rate, or look at that party's rows"
                 )
-            total = self.sums.setdefault(owner, {})
+            total, prefix = self.sums.setdefault(owner, {}), self._prefixes[event.node]
             for name, value in sums.items():
-                total[name] = total.get(name, 0.0) + value
+                total[prefix + name] = total.get(prefix + name, 0.0) + value

@@ -13,12 +13,13 @@ tensors add up to. Nothing here is executed, looked up or instantiated by a name
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
 from cutlayer.errors import FrameRefused
 from cutlayer.plan.tensors import TensorShape
-from cutlayer.protocol.messages import Backward, Control, Forward, Message, State
+from cutlayer.protocol.messages import Control, Message
 
 MAGIC = b"CUT\x01"
 ALIGNMENT = 64
@@ -30,6 +31,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message | Control)
 
 Payload = Sequence[memoryview]
+Said = TypeVar("Said", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,13 @@ def read_prelude(data: bytes | memoryview, *, header_limit: int, body_limit: int
     return header_bytes, body_bytes
 
 
-def encode(message: Message | Control, payload: Payload = ()) -> Frame:
+def check_length(there: int, announced: int) -> None:
+    """Raises `FrameRefused` if a body is not as long as its prelude says."""
+    if there != announced:
+        raise FrameRefused(f"the peer announced a body of {announced:,} bytes and sent {there:,}")
+
+
+def encode(message: msgspec.Struct, payload: Payload = ()) -> Frame:
     """A frame of `message`; `payload` has one contiguous byte view per tensor the message declares."""
     header = _encoder.encode(message)
     if not payload:
@@ -83,11 +91,16 @@ def encode(message: Message | Control, payload: Payload = ()) -> Frame:
 
 def decode(frame: Frame) -> tuple[Message | Control, list[memoryview]]:
     """The message, and one byte view into the frame's body per tensor. Raises `FrameRefused`."""
+    return decode_of(frame, _decoder)
+
+
+def decode_of(frame: Frame, decoder: "msgspec.msgpack.Decoder[Said]") -> tuple[Said, list[memoryview]]:
+    """`decode` for another closed set of messages: the decoder's."""
     try:
-        message = _decoder.decode(frame.header)
+        message = decoder.decode(frame.header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameRefused(f"the peer sent a header that is no message of this protocol: {error}") from error
-    tensors = message.tensors if isinstance(message, Forward | Backward | State) else ()
+    tensors: Sequence[TensorShape] = getattr(message, "tensors", ())
     if frame.body_bytes != body_bytes(tensors):
         raise FrameRefused(
             f"the peer sent a body of {frame.body_bytes:,} bytes under a header that declares {body_bytes(tensors):,}"

@@ -1,0 +1,223 @@
+"""A run of an agreed plan in this process, from its parties to what it gave."""
+
+import copy
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from cutlayer.errors import CutlayerError, LocalProtocolError, PeerStopped, PlanError
+from cutlayer.model.merge import merge, put_into
+from cutlayer.observe.facts import Observer, Scored
+from cutlayer.observe.meter import Meter
+from cutlayer.party.agreement import Agreement
+from cutlayer.party.party import Party, Setting
+from cutlayer.party.replicas import Replicas
+from cutlayer.party.run import RUN_NAME_BYTES, make_loader
+from cutlayer.party.sealed import Seals, Unsealed
+from cutlayer.plan.plan import TOGETHER
+from cutlayer.protocol.agenda import shared_agendas
+from cutlayer.protocol.messages import Task
+from cutlayer.protocol.route import Route, largest_body_bytes
+from cutlayer.transport.memory import MemoryChannel, pair
+
+Data = Dataset[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a simulated run gave."""
+
+    agreement: Agreement
+    parties: Mapping[str, Party]
+    meters: Mapping[str, Meter]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Every turn's losses and scores, in order: `round`, `purpose`, `party` (whose rows), and the metrics."""
+        scores: dict[tuple[int, str], Scored] = {}
+        for meter in self.meters.values():
+            for score in meter.history:
+                place = (score.turn, score.owner)
+                known = scores[place].metrics if place in scores else {}
+                scores[place] = replace(score, metrics={**known, **score.metrics})
+        return [
+            {"round": s.round, "purpose": s.purpose, "party": s.owner, **s.metrics}
+            for _, s in sorted(scores.items(), key=lambda item: item[0])
+        ]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The last evaluation on each party's held-out rows."""
+        return {
+            entry["party"]: {k: v for k, v in entry.items() if k not in {"round", "purpose", "party"}}
+            for entry in self.history
+            if entry["purpose"] == "eval"
+        }
+
+    @property
+    def bytes(self) -> dict[str, dict[str, int]]:
+        """Bytes that each party sent and received on its channels."""
+        return {
+            name: {
+                "sent": sum(link.sent_bytes for link in party.links.values()),
+                "received": sum(link.received_bytes for link in party.links.values()),
+            }
+            for name, party in self.parties.items()
+        }
+
+    def model_for(self, party: str = "") -> nn.Module:
+        """The whole model as `party`'s rows meet it: its own client segments, and the server's. In eval mode.
+
+        Where all parties have columns of the same rows there is one model, of no party in particular.
+        """
+        plan = self.agreement.plan
+        owner = TOGETHER if plan.schedule.together else party
+        if owner not in plan.owners:
+            raise PlanError(f"{party!r} brings no rows; models are of {', '.join(plan.owners)}")
+        parts = copy.deepcopy(self.agreement.parts_of(owner))
+        for name, holder in self.parties.items():
+            route = Route(plan, name, owner)
+            for segment in route.segments:
+                put_into(parts[segment], holder.replicas.state(route.replicas[segment]))
+        return merge(self.agreement.model, parts.values()).cpu().eval()
+
+    def weights_of(self, party: str) -> dict[str, Tensor]:
+        """The parameters and buffers of a party's own segments, by their names in the uncut model."""
+        return self.parties[party].weights()
+
+    def predict(self, data: Mapping[str, Data], absent: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:
+        """What each segment that answers says to new rows, by the owner of the rows; all rows are used, in order.
+
+        `absent` parties are done without, if the plan was trained with `party_dropout`. Raises `PlanError`.
+        """
+        plan = self.agreement.plan
+        if reason := plan.why_not_without(absent):
+            raise PlanError(reason)
+        states = {name: self.weights_of(name) for name in self.parties}
+        present = {name for name in plan.terms.parties if name not in absent}
+        if not plan.schedule.together:
+            present -= set(plan.clients) - data.keys()
+        absent = [name for name in plan.terms.parties if name not in present]
+        with torch.random.fork_rng(devices=[]):
+            parties = _parties(self.agreement, data, Local(), task="predict", absent=absent)
+            for name, party in parties.items():
+                party.restore(states[name])
+            _drive(parties, None)
+        told: dict[str, dict[str, Tensor]] = {}
+        for party in parties.values():
+            for node, answers in party.answers.items():
+                told.setdefault(node, {}).update(answers)
+        return told
+
+
+def simulate_plan(
+    agreement: Agreement,
+    data: Mapping[str, Data],
+    *,
+    held_out: Mapping[str, Data] | None = None,
+    secrets: Mapping[str, bytes] | None = None,
+    seals: Mapping[str, Seals] | None = None,
+    observers: Sequence[Observer] = (),
+    device: str = "cpu",
+    delivery: random.Random | None = None,
+) -> Result:
+    """Run an agreed plan in this process. `delivery` shuffles which link is served next; the result stays the same.
+
+    Without `seals`, by party, states that are forwarded are not sealed: they have as many bytes, and no secret.
+
+    Raises what the arguments of `simulate` may raise, for the party that it happened to.
+    """
+    meters = {name: Meter() for name in agreement.plan.terms.parties}
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+        parties = _parties(
+            agreement,
+            data,
+            Local(
+                held_out=held_out or {},
+                secrets=secrets or {},
+                seals=seals or {},
+                observers={name: (meter, *observers) for name, meter in meters.items()},
+                device=device,
+            ),
+        )
+        _drive(parties, delivery)
+    return Result(agreement=agreement, parties=parties, meters=meters)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Local:
+    """What is a party's own, by party, and where all of them compute."""
+
+    held_out: Mapping[str, Data] = field(default_factory=dict)
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    seals: Mapping[str, Seals] = field(default_factory=dict)
+    observers: Mapping[str, Sequence[Observer]] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+def _parties(
+    agreement: Agreement, data: Mapping[str, Data], local: Local, *, task: Task = "train", absent: Sequence[str] = ()
+) -> dict[str, Party]:
+    """The parties of a run in this process; they share what they may."""
+    plan = agreement.plan
+    replicas = Replicas(plan, agreement.parts_of, device=local.device)
+    agendas = shared_agendas(plan, task)
+    setting = Setting(run="0" * 2 * RUN_NAME_BYTES, agendas=agendas, ahead=1, task=task, absent=tuple(absent))
+    parties = {}
+    for name in plan.terms.parties:
+        if name not in absent:
+            secret = local.secrets.get(name) or _secret(plan.terms.seed, name)
+            parties[name] = Party(
+                plan,
+                name,
+                replicas=replicas,
+                secret=secret,
+                loader=make_loader(agreement, name, data.get(name), local.held_out.get(name), secret, task),
+                observers=local.observers.get(name, ()),
+                seals=local.seals.get(name, Unsealed()),
+                setting=setting,
+            )
+    return parties
+
+
+def _drive(parties: Mapping[str, Party], delivery: random.Random | None) -> None:
+    """Deliver frames, in the order they were sent or in any other across links, until the run is over everywhere."""
+    ready: deque[tuple[str, str]] = deque()
+    conductor = next(party for party in parties.values() if party.session.conducts)
+    limits, limit_bytes = conductor.plan.terms.limits, largest_body_bytes(conductor.plan)
+    channels: dict[tuple[str, str], MemoryChannel] = {}
+    for name in parties:
+        if name != conductor.name:
+            ends = pair(name, conductor.name, limits, queue_bytes=None, arrived=lambda *link: ready.append(link))
+            channels |= zip(((name, conductor.name), (conductor.name, name)), ends, strict=True)
+    for (name, _), channel in channels.items():
+        parties[name].connect(channel)
+    while ready:
+        at = 0 if delivery is None else delivery.randrange(len(ready))
+        link = ready[at]
+        del ready[at]
+        if not parties[link[0]].over and (frame := channels[link].poll(limit_bytes)) is not None:
+            parties[link[0]].deliver(link[1], frame)
+    for channel in channels.values():
+        channel.close()
+    _raise_first(parties)
+
+
+def _raise_first(parties: Mapping[str, Party]) -> None:
+    errors: list[CutlayerError] = [party.error for party in parties.values() if party.error is not None]
+    for error in (*(e for e in errors if not isinstance(e, PeerStopped)), *errors):
+        raise error
+    if waiting := [f"{name} waits for {p.session.waiting_for()}" for name, p in parties.items() if not p.over]:
+        raise LocalProtocolError("stuck", "the simulation", "; ".join(waiting))
+
+
+def _secret(seed: int, party: str) -> bytes:
+    """A secret for a simulated party. Over a network each party draws its own and tells nobody."""
+    return sha256(f"cutlayer simulation {seed} {party}".encode()).digest()
