@@ -111,13 +111,28 @@ class PeerStopped(RunError):
 class Misaligned(RunError):
     """Two parties bring columns of different rows for the same ticket. No gradient was made of them."""
 
-    def __init__(self, ticket: object, batch: Any, parties: tuple[str, str], marks: tuple[bytes, bytes]) -> None:
+    def __init__(self, ticket: Any, batch: Any, parties: tuple[str, str], marks: tuple[bytes, bytes]) -> None:
         self.ticket, self.batch, self.parties, self.marks = ticket, batch, parties, marks
-        one, other = parties
-        at = f"rows {batch.start} to {batch.stop - 1}"
-        super().__init__(
-            f"{one} at {at} and {other} at {at} of their common order ({ticket}) do not have the same rows: align "
-            "their tables anew with `cutlayer align`, and name its file in both parties' own files"
+        self._found = ""
+        super().__init__(ticket, batch, parties, marks)
+
+    def __str__(self) -> str:
+        return self._sentence(self._found)
+
+    @property
+    def told(self) -> str:
+        return self._sentence("")
+
+    def explain(self, found: str) -> None:
+        """What a party with rows of its own found out; for its own person."""
+        self._found = f" ({found})"
+
+    def _sentence(self, found: str) -> str:
+        one, other = self.parties
+        at = f"rows {self.batch.start} to {self.batch.stop - 1}"
+        return (
+            f"{one} at {at} and {other} at {at} of their common order ({self.ticket}) do not have the same rows{found}"
+            ": align their tables anew with `cutlayer align`, and name its file in both parties' own files"
         )
 
 

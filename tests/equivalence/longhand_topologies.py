@@ -109,9 +109,14 @@ def tasks(second: Tensor) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the run
 
 
-def split(model: nn.Module, data: Data, topology: Any, *, deliveries: int = 1, **terms: Any) -> Result:
-    """A run; and again as often as `deliveries`, in other orders of delivery, which must change no bit."""
+def split(model: nn.Module, data: Data, topology: Any, *, deliveries: int | None = None, **terms: Any) -> Result:
+    """A run; and again as often as `deliveries`, in other orders of delivery, which must change no bit.
+
+    By default once where batches are parted.
+    """
     settings = TERMS | terms
+    if deliveries is None:
+        deliveries = int(settings.get("micro_batches", 1) > 1)
     result = simulate(model, data=data, topology=topology, **settings)
     held_out = settings["held_out"] if isinstance(settings["held_out"], Mapping) else {}
     for seed in range(deliveries):

@@ -178,7 +178,7 @@ class Columns:
         if self.spare_label and isinstance(sample, tuple | list) and len(sample) == len(self.inputs) + 1:
             return sample[:-1]
         if self.spare_label and isinstance(sample, tuple | list) and len(sample) == 2:
-            return sample[0]
+            return sample[0] if isinstance(sample[0], tuple | list) else sample
         return sample
 
     def _only_label(self, sample: object) -> object:

@@ -21,6 +21,8 @@ from cutlayer.protocol.messages import MARK_BYTES, Rows, Ticket
 
 SOURCES = ("x", "y")
 KEY_BYTES = 32
+FAR_ROWS = 64
+"""By how many rows parties may be out of step for the fault to be found."""
 WHOLE_BYTES = 8
 """Of a mark: those that say which rows there are in all."""
 
@@ -144,11 +146,24 @@ class Loader:
         if batch.held_out not in self._whole:
             there = range(len(self._held_out if batch.held_out else self._dataset))
             self._whole[batch.held_out] = self._hmac(b"all", ids.at(there))[:WHOLE_BYTES]
+        return self._whole[batch.held_out] + self._of_batch(ticket, ids.at(self._rows_at(batch)))
+
+    def out_of_step(self, mark: bytes, ticket: Ticket, batch: Batch) -> tuple[int, int] | None:
+        """The same row's place at whoever made this mark, and here; None if no small shift explains the mark."""
+        rows, there = self._rows_at(batch), len(self._held_out if batch.held_out else self._dataset)
+        ids = Ids(self._tables[-1] if batch.held_out else self._tables[0])
+        for shift in sorted(range(-FAR_ROWS, FAR_ROWS + 1), key=abs):
+            shifted = [(place + shift) % there for place in rows]
+            if self._of_batch(ticket, ids.at(shifted)) == mark[WHOLE_BYTES:]:
+                return (rows[0], shifted[0]) if shift else None
+        return None
+
+    def _rows_at(self, batch: Batch) -> Sequence[int]:
         rows = self._places(batch)
-        places = range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
-        return (
-            self._whole[batch.held_out] + self._hmac(repr(ticket).encode(), ids.at(places))[: MARK_BYTES - WHOLE_BYTES]
-        )
+        return range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
+
+    def _of_batch(self, ticket: Ticket, ids: bytes) -> bytes:
+        return self._hmac(repr(ticket).encode(), ids)[: MARK_BYTES - WHOLE_BYTES]
 
     def _hmac(self, about: bytes, rows: bytes) -> bytes:
         return hmac.digest(self._key, b"cutlayer rows 1" + hashlib.sha256(about).digest() + rows, "sha256")

@@ -26,14 +26,21 @@ PLAN = "plan.toml"
 
 
 def released(agreement: Agreement, weights: Sequence[Mapping[str, Tensor]]) -> nn.Module:
-    """The uncut model with these weights. Raises `RunError` that names the segments nobody has released."""
+    """The uncut model with these weights; what only helps to train may lack, and is then as it was before the run.
+
+    Raises `RunError` that names the segments nobody has released.
+    """
+    topology = agreement.plan.topology
     given = {name for each in weights for name in each}
     held = {name: segment.state.keys() for name, segment in agreement.plan.contents.segments.items()}
-    if missing := [segment for segment, names in held.items() if not names <= given]:
-        topology = agreement.plan.topology
-        told = ", ".join(f"{segment} (of {topology.role_of(segment)})" for segment in missing)
+    answering = {segment.name for segment in topology.without(topology.unused_in_prediction).segments}
+    missing = [segment for segment, names in held.items() if not names <= given]
+    if needed := [segment for segment in missing if segment in answering]:
+        told = ", ".join(f"{segment} (of {topology.role_of(segment)})" for segment in needed)
         raise RunError(f"nobody has released {told}: give the folder of weights of each of its owners")
-    return merge(agreement.model, weights).eval()
+    initial = agreement.model.state_dict()
+    spare = {name: initial[name] for segment in missing for name in held[segment] - given}
+    return merge(agreement.model, [*weights, spare]).eval()
 
 
 def write_model(folder: Path, plan: Path, agreement: Agreement, model: nn.Module) -> Path:

@@ -16,13 +16,22 @@ from torch import Tensor
 
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
-from cutlayer.errors import ChannelClosed, ChannelError, CutlayerError, RemoteProtocolError, RunError, SegmentFailed
+from cutlayer.errors import (
+    ChannelClosed,
+    ChannelError,
+    CutlayerError,
+    Misaligned,
+    RemoteProtocolError,
+    RunError,
+    SegmentFailed,
+)
 from cutlayer.model.state import MODEL, ReplicaState
-from cutlayer.observe.facts import Crossed, Fact, Moved, Noticed, Observer, Progressed, Scored, Spent, metrics
+from cutlayer.observe.facts import Fact, Noticed, Observer, Progressed, Spent
 from cutlayer.party.forwarding import Forwarding
 from cutlayer.party.moving import Mover
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.sealed import Seals
+from cutlayer.party.telling import Telling
 from cutlayer.party.working import Segments, Undecoded, Workbench
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol import wire
@@ -101,7 +110,7 @@ class Party:
         self.over = False
         self.error: CutlayerError | None = None
         self._observers = list(observers)
-        self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
+        self._telling = Telling(plan, name)
         self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader)
         self._mover = Mover(
             plan,
@@ -189,10 +198,10 @@ class Party:
     def _received(self, peer: str, message: Message | Control, views: Sequence[memoryview], nbytes: int) -> None:
         payload = None
         if isinstance(message, Forward | Backward):
-            self._tell_crossed(peer, message, nbytes, sent=False)
+            self.tell(self._telling.crossed(peer, message, nbytes, sent=False))
             payload = Undecoded(message.tensors, views)
         elif isinstance(message, State):
-            self._tell_moved(message, nbytes, sent=False)
+            self.tell(*self._telling.moved(message, nbytes, sent=False))
             payload = Undecoded(message.tensors, views)
         elif isinstance(message, Sealed):
             payload = Undecoded(message.tensors, views)
@@ -214,13 +223,16 @@ class Party:
             case Send():
                 self._send(action)
             case Tell():
-                self._tell_scores(action)
+                self.tell(*self._telling.scored(action))
             case Drop():
                 self.links.pop(action.peer).close()
                 self.tell(Noticed(party=self.name, sentence=f"{action.peer} was sent away: {action.reason}"))
-            case Done() | Fail():
+            case Fail():
+                self.over, self.error = True, action.error
+                if isinstance(action.error, Misaligned):
+                    self._bench.explain(action.error, self.name)
+            case Done():
                 self.over = True
-                self.error = action.error if isinstance(action, Fail) else None
             case _:
                 self._work(action)
 
@@ -263,7 +275,7 @@ class Party:
         inner, views = wire.decode(frame)
         if not isinstance(inner, Forward | Backward):
             raise RemoteProtocolError("wrong-seal", message.source, f"a sealed {type(inner).__name__}")
-        self._tell_crossed(message.source, inner, frame.nbytes, sent=False)
+        self.tell(self._telling.crossed(message.source, inner, frame.nbytes, sent=False))
         self._events.append(Received(message.source, inner, Undecoded(inner.tensors, views)))
 
     def _step(self, step: Step) -> None:
@@ -310,60 +322,15 @@ class Party:
             return
         self.tell(Spent(party=self.name, on="wire", seconds=time.perf_counter() - start))
         if isinstance(message, Forward | Backward):
-            self._tell_crossed(to, message, nbytes, sent=True)
+            self.tell(self._telling.crossed(to, message, nbytes, sent=True))
         elif isinstance(message, State):
-            self._tell_moved(message, nbytes, sent=True, payload_bytes=payload_bytes)
+            self.tell(*self._telling.moved(message, nbytes, sent=True, payload_bytes=payload_bytes))
 
     # ------------------------------------------------------------------ facts
 
-    def tell(self, fact: Fact) -> None:
+    def tell(self, *facts: Fact) -> None:
         """Tell all observers; one that wants to stop ends the run before the next release."""
-        for observer in self._observers:
-            if (stop := observer(fact)) is not None and not self.over:
-                self._events.append(Broke(RunError(stop.reason)))
-
-    def _tell_crossed(self, peer: str, message: Forward | Backward, nbytes: int, *, sent: bool) -> None:
-        fact = Crossed(
-            party=self.name,
-            peer=peer,
-            edge=message.edge,
-            way="forward" if isinstance(message, Forward) else "backward",
-            sent=sent,
-            purpose=message.ticket.purpose,
-            rows=message.tensors[0].shape[0] if message.tensors and message.tensors[0].shape else 0,
-            carries=self._carries.get(message.edge),
-            shapes=message.tensors,
-            payload_bytes=sum(tensor.nbytes for tensor in message.tensors),
-            frame_bytes=nbytes,
-        )
-        self.tell(fact)
-
-    def _tell_moved(self, message: State, nbytes: int, *, sent: bool, payload_bytes: int = 0) -> None:
-        """What others' states I forward is theirs to tell."""
-        if self.name in (message.source, message.target):
-            self.tell(
-                Moved(
-                    party=self.name,
-                    source=message.source,
-                    target=message.target,
-                    what=message.kind,
-                    of="gradients" if message.normaliser else "weights",
-                    sent=sent,
-                    sealed=self.plan.conductor not in (message.source, message.target),
-                    payload_bytes=payload_bytes,
-                    frame_bytes=nbytes,
-                )
-            )
-
-    def _tell_scores(self, told: Tell) -> None:
-        for owner, sums in told.sums.items():
-            self.tell(
-                Scored(
-                    party=self.name,
-                    owner=owner,
-                    turn=told.turn,
-                    round=told.round,
-                    purpose=told.purpose,
-                    metrics=metrics(sums),
-                )
-            )
+        for fact in facts:
+            for observer in self._observers:
+                if (stop := observer(fact)) is not None and not self.over:
+                    self._events.append(Broke(RunError(stop.reason)))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
+from cutlayer.errors import Misaligned
 from cutlayer.model.joining import averaged, join, split
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
@@ -88,6 +89,15 @@ class Workbench:
         assert source is not None
         mark = self._loader.mark(run.ticket, run.batch) if self._plan.schedule.together else b""
         return self._loader.load("x" if source.kind == "rows" else "y", run.batch), mark
+
+    def explain(self, error: Misaligned, me: str) -> None:
+        """Add for this party's person by how many rows another one is out of step, if its own rows tell."""
+        if self._loader is None or me not in error.parties:
+            return
+        other = 1 - error.parties.index(me)
+        places = self._loader.out_of_step(error.marks[other], error.ticket, error.batch)
+        if places is not None:
+            error.explain(f"{error.parties[other]}'s row {places[0]} is {me}'s row {places[1]}, counted from 0")
 
     def _with_missing(self, run: Run, inputs: dict[str, Tensors]) -> dict[str, Tensors]:
         """With zeros for the activations of absent parties, where they would be in the order of the edges."""

@@ -98,9 +98,9 @@ def _rhythm(topology: Topology) -> Iterator[str]:
             target = _target(topology, segment.name)
             if gone and (segment.join not in ("sum", "mean") or (target is not None and target.name in gone)):
                 lacking.setdefault(segment.name, set()).update(gone)
-    for segment, gone in lacking.items():
+    for name, edges in lacking.items():
         yield (
-            f"{segment} lacks {', '.join(sorted(gone))} in some steps and works on the rest: give its edges the same "
+            f"{name} lacks {', '.join(sorted(edges))} in some steps and works on the rest: give its edges the same "
             "every, or let it sum them"
         )
 
