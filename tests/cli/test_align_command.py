@@ -15,7 +15,9 @@ from pyarrow import parquet
 from cli.typed import CommandLine
 
 Edit = Callable[[str, str, str], None]
-PATIENCE_S = 60
+PATIENCE_S = 120
+
+pytestmark = pytest.mark.timeout(300)
 
 
 class Process:

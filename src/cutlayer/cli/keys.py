@@ -82,5 +82,6 @@ def demo(
     print(f"{keys}  keys and certificates of {', '.join(parties)}, and their authority")
     print("For trying things out only: whoever made this kit holds every private key. In earnest each party runs")
     print("`cutlayer keys request` on its own machine, and only the request and the public keys travel.")
-    print("Schedules that move weights (relay, splitfed_v1, splitfed_v2, splitfed_v3, parallel) seal them: for these,")
+    print("What parties tell each other by way of the conductor is sealed (weights that move, the order of rows under")
+    print("joint, what goes from hop to hop): for such plans,")
     print(f"`cutlayer keys pin {plan} --keys {keys}` puts the public keys into the plan.")
