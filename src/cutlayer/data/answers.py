@@ -13,6 +13,12 @@ from cutlayer.errors import DataError
 ENDINGS = (".csv", ".parquet")
 
 
+def check_ending(path: Path) -> None:
+    """Raises: DataError for a file of another kind; better known before the model is asked."""
+    if path.suffix not in ENDINGS:
+        raise DataError(f"{path} is neither {' nor '.join(ENDINGS)}: end its name so.")
+
+
 def write_answers(
     path: Path,
     answers: Mapping[str, Mapping[str, Tensor]],
@@ -33,8 +39,7 @@ def write_answers(
     Raises:
         DataError: another ending, or a file that cannot be written.
     """
-    if path.suffix not in ENDINGS:
-        raise DataError(f"{path} is neither {' nor '.join(ENDINGS)}: end its name so.")
+    check_ending(path)
     owners = list(dict.fromkeys(owner for each in answers.values() for owner in each))
     table = pa.concat_tables([_of(owner, answers, classes, ids, names, alone=len(owners) == 1) for owner in owners])
     temporary = path.with_suffix(".tmp")

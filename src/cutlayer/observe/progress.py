@@ -48,9 +48,15 @@ class Track:
         if isinstance(fact, Progressed):
             self.done, self.total, self.round = max(self.done, fact.done), fact.total, max(self.round, fact.round + 1)
         elif fact.purpose == "train":
-            self.loss = fact.metrics.get("loss", self.loss)
+            self.loss = _first(fact, "loss", self.loss)
         else:
-            self.held_out = fact.metrics.get("accuracy", fact.metrics.get("loss", self.held_out))
+            self.held_out = _first(fact, "accuracy", _first(fact, "loss", self.held_out))
+
+
+def _first(fact: Scored, what: str, otherwise: float | None) -> float | None:
+    """A turn's `loss` or `accuracy`; where there are several losses, the first one's."""
+    found = (value for name, value in fact.metrics.items() if name.rpartition(".")[2] == what)
+    return fact.metrics.get(what, next(found, otherwise))
 
 
 class ProgressBars:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from cutlayer.plan import casting
 from cutlayer.plan.plan import FORMAT, Method, PartyTerms, Terms, Training
@@ -161,16 +161,19 @@ def sealing_parties(terms: Terms) -> tuple[str, ...]:
     return tuple(party for party in terms.parties if party in sealing)
 
 
-def _told_by_others(terms: Terms) -> tuple[str, ...]:
-    """Those who tell or are told the order of rows by way of the conductor."""
-    lead, *others = row_owners(terms) or ("",)
-    told = [party for party in others if terms.conducting not in (lead, party)]
-    return (lead, *told) if told else ()
+def _told_by_others(terms: Terms) -> set[str]:
+    """Those who tell or are told the order of rows by way of the conductor, in training or when the model is used."""
+    told: set[str] = set()
+    for kinds in ({"rows", "labels"}, {"rows"}):
+        lead, *others = row_owners(terms, kinds) or ("",)
+        if terms.conducting != lead and (far := [party for party in others if party != terms.conducting]):
+            told.update((lead, *far))
+    return told
 
 
-def row_owners(terms: Terms) -> tuple[str, ...]:
-    """The parties that have a source."""
-    roles = {source.role for source in terms.drawn().sources}
+def row_owners(terms: Terms, kinds: Collection[str]) -> tuple[str, ...]:
+    """The parties that have a source of these kinds."""
+    roles = {source.role for source in terms.drawn().sources if source.kind in kinds}
     named, filled = roles & terms.parties.keys(), roles - terms.parties.keys()
     return tuple(name for name, party in terms.parties.items() if name in named or party.role in filled)
 

@@ -305,8 +305,12 @@ class Plan:
 
     def why_not_without(self, absent: Collection[str]) -> str:
         """Why predictions cannot be made without these parties: a sentence, or nothing if they can."""
+        if strange := [party for party in absent if party not in self.terms.parties]:
+            return f"{strange[0]!r} is no party of the plan; its parties are {', '.join(self.terms.parties)}"
         if self.conductor in absent:
             return f"{self.conductor} hands out turns: nothing goes without it"
+        if not self.schedule.together and set(self.clients) <= set(absent):
+            return f"without {', '.join(absent)} nothing is left that answers"
         unused = self.topology.unused_in_prediction
         needed = {s.role for s in self.way(unused).segments}
         missed = [party for party in absent if party in needed]

@@ -27,6 +27,7 @@ from cutlayer.protocol.events import (
     Tick,
     Value,
 )
+from cutlayer.protocol.fellows import Fellows
 from cutlayer.protocol.messages import (
     SENTENCE,
     VERSION,
@@ -78,10 +79,7 @@ class Session:
         self.absent = frozenset(absent)
         members = [name for name in plan.terms.parties if name != me and name not in absent]
         self.peers = tuple(members) if self.conducts else (plan.conductor,)
-        self._pairs = plan.forwarded_pairs
-        self.fellows = frozenset(target for source, target in self._pairs if source == me)
-        """The parties that I talk to by the conductor."""
-        self._sealed_so_far: dict[tuple[str, str], int] = {}
+        self._fellows = Fellows(plan, me)
         self._place = {peer: place for place, peer in enumerate(self.peers)}
         self.joinable = set(self.peers)
         """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
@@ -100,6 +98,11 @@ class Session:
         """Once the run has begun."""
         self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
         self._reports = Reports(plan, me, self._traffic)
+
+    @property
+    def fellows(self) -> frozenset[str]:
+        """The parties that I talk to by the conductor."""
+        return self._fellows.names
 
     @property
     def begun(self) -> bool:
@@ -182,18 +185,9 @@ class Session:
 
     def _sealed(self, peer: str, message: Sealed, payload: Value) -> None:
         """What one fellow says to another: forwarded unread by the conductor, opened by the other."""
-        pair = (message.source, message.target)
-        if peer != (message.source if self.conducts else self.plan.conductor) or pair not in self._pairs:
-            raise RemoteProtocolError("wrong-seal", peer, f"nothing goes from {message.source} to {message.target}")
-        if message.number != self._sealed_so_far.get(pair, 0):
-            raise RemoteProtocolError("wrong-seal", peer, f"number {message.number} from {message.source}")
-        self._sealed_so_far[pair] = message.number + 1
-        if message.target == self.me:
-            self._traffic.out.append(Open(message, payload))
-        elif self.conducts:
-            self._traffic.out.append(Send(message.target, message, payload))
-        else:
-            raise RemoteProtocolError("wrong-seal", peer, f"what is for {message.target} came here")
+        self._fellows.check(peer, message)
+        mine = message.target == self.me
+        self._traffic.out.append(Open(message, payload) if mine else Send(message.target, message, payload))
 
     def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Bye) -> None:
         match message:
