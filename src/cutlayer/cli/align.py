@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from cutlayer.party.align import Alignment
     from cutlayer.party.run import Network
     from cutlayer.party.star import Circle
-    from cutlayer.plan.plan import Plan, Terms
+    from cutlayer.plan.plan import Plan
+    from cutlayer.plan.terms import Terms
 
 ROLES = ("client", "labels")
 """Parties that have a table unless said otherwise."""

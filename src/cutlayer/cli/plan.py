@@ -12,7 +12,8 @@ from cutlayer.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cutlayer.plan.plan import Plan, Training
+    from cutlayer.plan.plan import Plan
+    from cutlayer.plan.terms import Training
 
 app = typer.Typer(help="Plans: check, weights.", no_args_is_help=True)
 

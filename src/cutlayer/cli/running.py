@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cutlayer.party.agreement import Agreement
     from cutlayer.party.local import PartyFile
     from cutlayer.party.run import Network
-    from cutlayer.plan.plan import Terms
+    from cutlayer.plan.terms import Terms
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and weights beside it.")]
 PartyPath = Annotated[Path | None, typer.Option("--party-file", help="The party's own file; by default NAME.toml.")]
@@ -170,8 +170,8 @@ def _named(pairs: list[str]) -> dict[str, str]:
 
 
 def rows_of(
-    here: "PartyFile", reference: str, plan: Path, encoding: "Encoding | None" = None
-) -> "Dataset[Any] | None":  # fmt: skip
+    here: "PartyFile", reference: str, plan: Path, encoding: "Encoding | None" = None, *, labelled: bool = True
+) -> "Dataset[Any] | None":
     """The rows that a reference names. A factory's module may lie beside the plan."""
     from cutlayer.data.factory import open_rows
 
@@ -187,6 +187,7 @@ def rows_of(
         options=here.options,
         roles=roles,
         encoding=encoding,
+        labelled=labelled,
     )
 
 

@@ -39,6 +39,7 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
     ] = False,
 ) -> None:
     """Use the trained model on new rows, with the other parties, as one of them. Parties may start in any order."""
+    from cutlayer.data.answers import check_ending
     from cutlayer.party.memory import keep_freed_memory
     from cutlayer.party.run import Prediction
     from cutlayer.party.run import run as run_party
@@ -54,24 +55,30 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
     )
     if not aligned and data:
         here = replace(here, aligned="")
+    if answers is not None:
+        check_ending(answers)
     keep_freed_memory()
     set_threads(here)
     folder = Path(weights or here.out or f"runs/{agreement.plan.terms.name}/{party}")
-    brings = bool(agreement.features_of(party))
     network, secret = network_of(here, party, agreement.plan.terms, insecure=insecure)
+    prediction = Prediction(
+        weights=read_weights(folder, agreement.plan, party) if agreement.segments_of(party) else {},
+        absent=tuple(without or ()),
+    )
+    rows = None
+    if agreement.features_of(party):
+        encoding = read_encoding(folder, needed=here.roles is not None)
+        rows = rows_of(here, here.data, plan, encoding, labelled=False)
     with observer_for(facts, agreement.plan.owners) as observer:
         outcome = run_party(
             agreement,
             party,
             network,
             secret=secret,
-            data=rows_of(here, here.data, plan, read_encoding(folder)) if brings else None,
+            data=rows,
             observers=(observer,),
             device=here.device,
-            prediction=Prediction(
-                weights=read_weights(folder, agreement.plan, party) if agreement.segments_of(party) else {},
-                absent=tuple(without or ()),
-            ),
+            prediction=prediction,
         )
     if outcome.party.answers:
         path = write_answers_of(outcome, answers or folder / "answers.csv", here.classes)

@@ -47,7 +47,7 @@ class Pool:
     columns: Sequence[str] = ()
 
 
-def open_rows(
+def open_rows(  # noqa: PLR0913 (each is a line of the party's own file)
     reference: str,
     *,
     features: Sequence[str] | None = None,
@@ -57,12 +57,14 @@ def open_rows(
     options: Mapping[str, Any] | None = None,
     roles: TableRoles | None = None,
     encoding: Encoding | None = None,
+    labelled: bool = True,
 ) -> Dataset[Any]:
     """The dataset of `rows.csv` or `rows.parquet` (tables), `rows.npz` (an array file) or `package.module:factory`.
 
     `roles` say what a table's columns are for, and `encoding` what was learned of them; without roles, `features`,
     `label` and `classes` choose columns of plain numbers. `options` go to what reads the table, to `open_arrays` or
     to the factory as keywords; `folder` is the party's project folder, from which relative paths and modules are found.
+    Of a table no label is read unless it is `labelled`, be it there or not.
 
     Raises: DataError.
     """
@@ -70,10 +72,11 @@ def open_rows(
     keywords = ({"delimiter": "\t"} if ending.endswith((".tsv", ".tsv.gz")) else {}) | dict(options or {})
     if ending.endswith(_TABLE_ENDINGS):
         if roles is not None:
-            return _table(path, roles, encoding, keywords)
-        if label is None:
+            own = roles if labelled else replace(roles, label=None, classes=None, unlabelled=False)
+            return _table(path, own, encoding, keywords)
+        if label is None and labelled:
             raise DataError(f"no label column is named for {reference}: name the column that holds the labels.")
-        return read_table(path, features, label, classes=classes, **keywords)
+        return read_table(path, features, label, classes=classes, labelled=labelled, **keywords)
     kind = "an array file" if ending.endswith(arrays.ENDINGS) else "a factory"
     if ":" not in reference and kind == "a factory":
         raise DataError(

@@ -21,12 +21,13 @@ from cutlayer.errors import DataError
 def read_table(
     path: str | Path,
     features: Sequence[str] | None,
-    label: str,
+    label: str | None,
     *,
     classes: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     label_dtype: torch.dtype = torch.int64,
     delimiter: str = ",",
+    labelled: bool = True,
 ) -> TensorDataset:
     """A CSV or Parquet file as a dataset of `(x [features], y [])`. A CSV file's first row are the column names.
 
@@ -38,61 +39,67 @@ def read_table(
         dtype: of x.
         label_dtype: of a label that is a number; a float dtype for a regression.
         delimiter: what parts the cells.
+        labelled: if not, no label is read, be it there or not, and samples are `(x,)`.
 
     Raises:
         DataError: the file, row and column, and what to do.
     """
     file = table_file(Path(path), delimiter)
     names = file.header()
-    chosen = _chosen(file, names, features, label)
+    chosen = _chosen(file, names, features, label, labelled=labelled)
+    target = [label] if labelled and label is not None else []
     if isinstance(file, ParquetFile):
-        return _read_typed(file, chosen, label, classes, (dtype, label_dtype))
-    columns = _read(file, [*chosen, label])
-    rows = len(columns[label])
+        return _read_typed(file, chosen, target, classes, (dtype, label_dtype))
+    columns = _read(file, [*chosen, *target])
+    rows = len(columns[chosen[0]])
     if not rows:
         raise file.rowless()
     x = torch.empty((rows, len(chosen)), dtype=dtype)
     for place, name in enumerate(chosen):
         x[:, place] = _numbers(file, name, columns[name], dtype)
     if classes is not None:
-        return TensorDataset(x, _class_numbers(file, label, columns[label], classes))
-    return TensorDataset(x, _numbers(file, label, columns[label], label_dtype))
+        return TensorDataset(x, *(_class_numbers(file, name, columns[name], classes) for name in target))
+    return TensorDataset(x, *(_numbers(file, name, columns[name], label_dtype) for name in target))
 
 
 def _read_typed(
     file: ParquetFile,
     chosen: list[str],
-    label: str,
+    target: list[str],
     classes: Sequence[str] | None,
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> TensorDataset:
-    """As `read_table`, of a file whose columns have types. Raises: DataError."""
+    """As `read_table`, of a file whose columns have types; `target` is the label, if it is read. Raises: DataError."""
     types = file.types()
     for name in chosen:
         check_type(file, name, types[name], Number)
-    check_type(file, label, types[label], Number if classes is None else OneHot)
+    for name in target:
+        check_type(file, name, types[name], Number if classes is None else OneHot)
     rows = file.count(chosen)
     if not rows:
         raise file.rowless()
     x = torch.empty((rows, len(chosen)), dtype=dtypes[0])
     y = torch.empty(rows, dtype=torch.int64 if classes is not None else dtypes[1])
     dtype = "float64" if y.dtype.is_floating_point else "int64"
-    for cells, count in blocks(file, [*chosen, label], block_rows(len(chosen)), np.ones(rows, np.bool_)):
-        at = int(cells[label].rows[0])
+    for cells, count in blocks(file, [*chosen, *target], block_rows(len(chosen)), np.ones(rows, np.bool_)):
+        at = int(cells[chosen[0]].rows[0])
         for place, name in enumerate(chosen):
             values = torch.from_numpy(numbers(cells[name])).to(dtypes[0])
             cells[name].refuse((~values.isfinite()).numpy(), "a number")
             x[at : at + count, place] = values
-        found, lacks = labels(cells[label], classes, dtype)
-        cells[label].refuse(lacks, "a label")
-        y[at : at + count] = torch.from_numpy(found)
-    return TensorDataset(x, y)
+        for name in target:
+            found, lacks = labels(cells[name], classes, dtype)
+            cells[name].refuse(lacks, "a label")
+            y[at : at + count] = torch.from_numpy(found)
+    return TensorDataset(x, *([y] if target else []))
 
 
-def _chosen(file: TableFile, names: list[str], features: Sequence[str] | None, label: str) -> list[str]:
+def _chosen(
+    file: TableFile, names: list[str], features: Sequence[str] | None, label: str | None, *, labelled: bool
+) -> list[str]:
     """The feature columns, after all faults of the names. Raises: DataError."""
     chosen = [name for name in names if name != label] if features is None else list(features)
-    check_names(file, names, [*chosen, label])
+    check_names(file, names, [*chosen, *([label] if labelled and label is not None else [])])
     if label in chosen:
         raise DataError(f"{file}: the label {label!r} is also a feature, so the model would see it: leave it out.")
     if twice := sorted({name for name in chosen if chosen.count(name) > 1}):

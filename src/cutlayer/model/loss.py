@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cutlayer.plan.plan import Method
 from cutlayer.plan.tensors import TensorSpec
+from cutlayer.plan.terms import Method
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from cutlayer.model.loss import KINDS
 from cutlayer.model.rates import make_optimizer, make_schedule
 from cutlayer.model.replica import NOT_SCHEDULES, NOT_SPLIT, optimizer_names, schedule_names
 from cutlayer.plan.document import nearest
-from cutlayer.plan.plan import Method, Training
+from cutlayer.plan.terms import Method, Training
 
 
 def canonical(training: Training) -> tuple[Training, list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from cutlayer.plan.plan import Method
+from cutlayer.plan.terms import Method
 
 
 def make_optimizer(method: Method, parameters: list[nn.Parameter]) -> optim.Optimizer:

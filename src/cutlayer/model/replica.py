@@ -25,7 +25,7 @@ from cutlayer.model.state import (
     check_fits,
     with_ties,
 )
-from cutlayer.plan.plan import Method, Training
+from cutlayer.plan.terms import Method, Training
 
 NOT_SPLIT = {
     "LBFGS": "it needs the loss again and again within one step, across the cut",

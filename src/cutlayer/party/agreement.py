@@ -23,10 +23,11 @@ from cutlayer.model.methods import batch_norm_layers, canonical, personal_names
 from cutlayer.model.replica import state_digest
 from cutlayer.plan import check
 from cutlayer.plan.document import read_terms
-from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents, Terms
+from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
 from cutlayer.plan.schedule import SCHEDULES
 from cutlayer.plan.streams import stream_seed
 from cutlayer.plan.tensors import TensorSpec
+from cutlayer.plan.terms import Terms
 from cutlayer.plan.topology import Edge, SourceKind, Topology
 
 

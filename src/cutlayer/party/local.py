@@ -10,7 +10,7 @@ from cutlayer.data.roles import TableRoles, plain_numbers, read_roles
 from cutlayer.errors import PlanError
 from cutlayer.party.agreement import files_digest
 from cutlayer.plan.document import read_document
-from cutlayer.plan.plan import Option
+from cutlayer.plan.terms import Option
 
 ACCEPTED = Path(".cutlayer") / "accepted.json"
 

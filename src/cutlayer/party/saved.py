@@ -52,10 +52,15 @@ def read_weights(path: Path, plan: Plan, party: str = "") -> dict[str, Tensor]:
     return weights
 
 
-def read_encoding(folder: Path) -> Encoding | None:
+def read_encoding(folder: Path, *, needed: bool = False) -> Encoding | None:
     """What the party's table was scaled and numbered by in training; None if its rows were numbers already.
 
-    Raises `RunError` for a file that is none.
+    Raises `RunError` if there is none though it is `needed`, `DataError` for a file that is none.
     """
     path = (folder if folder.is_dir() or not folder.suffix else folder.parent) / ENCODING
+    if needed and not path.exists():
+        raise RunError(
+            f"{path} is not there: it says what the table's columns were scaled and numbered by in training; name the "
+            "folder that the party's run has saved, with its weights and this file"
+        )
     return Encoding.from_json(path.read_bytes()) if path.exists() else None

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from cutlayer.plan import dag
 from cutlayer.plan.document import nearest
-from cutlayer.plan.plan import TOGETHER, Terms
 from cutlayer.plan.schedule import LEGAL, SCHEDULES
+from cutlayer.plan.terms import TOGETHER, Terms
 from cutlayer.plan.topology import OWN, TOPOLOGIES, Topology
 
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from cutlayer.plan import casting
-from cutlayer.plan.plan import FORMAT, Method, PartyTerms, Terms, Training
 from cutlayer.plan.schedule import SCHEDULES, Schedule
+from cutlayer.plan.terms import FORMAT, Method, PartyTerms, Terms, Training
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 

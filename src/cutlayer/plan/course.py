@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from cutlayer.plan.batches import Batch, micro_batches, step_count
-from cutlayer.plan.plan import Choice, Plan
+from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import TurnUnit
 from cutlayer.plan.streams import stream_seed
+from cutlayer.plan.terms import Choice
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cutlayer.errors import PlanError
-from cutlayer.plan.plan import Method, ModelTerms, PartyTerms, Terms
+from cutlayer.plan.terms import Method, ModelTerms, PartyTerms, Terms
 
 T = typing.TypeVar("T")
 

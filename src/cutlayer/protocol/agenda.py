@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from cutlayer.errors import RunError
 from cutlayer.plan.course import Course
-from cutlayer.plan.plan import TOGETHER, Plan
+from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Average, Entrust, HandOver, Share, Work, predictions, works
+from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.messages import Rows, Task
 from cutlayer.protocol.route import parties_on_the_way
 

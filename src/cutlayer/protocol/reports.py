@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from cutlayer.errors import RemoteProtocolError
-from cutlayer.plan.plan import TOGETHER, Plan
+from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Predict, Turn
+from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.messages import Report, is_sound
 from cutlayer.protocol.route import parties_on_the_way
 from cutlayer.protocol.traffic import Traffic

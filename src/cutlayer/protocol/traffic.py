@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from cutlayer.errors import Diverged, Misaligned
-from cutlayer.plan.plan import TOGETHER, Plan
+from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import Turn
+from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.arrivals import backward_edge, check_backward, check_forward, check_mark, due_turn, forward_edge
 from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate

@@ -14,7 +14,8 @@ from cutlayer.party.agreement import draft
 from cutlayer.plan.check import needs_aggregator
 from cutlayer.plan.document import nearest
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import (
+from cutlayer.plan.schedule import LEGAL, SCHEDULES, TurnUnit
+from cutlayer.plan.terms import (
     AveragedOptimizer,
     Choice,
     ClientSegments,
@@ -26,7 +27,6 @@ from cutlayer.plan.plan import (
     Terms,
     Training,
 )
-from cutlayer.plan.schedule import LEGAL, SCHEDULES, TurnUnit
 from cutlayer.plan.topology import OWN, Join, Topology
 from cutlayer.simulation.runs import Result, simulate_plan
 

@@ -21,7 +21,7 @@ from cutlayer.party.party import Party, Setting
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import RUN_NAME_BYTES, make_loader
 from cutlayer.party.sealed import Seals, Unsealed
-from cutlayer.plan.plan import TOGETHER
+from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.agenda import shared_agendas
 from cutlayer.protocol.messages import Task
 from cutlayer.protocol.route import Route, largest_body_bytes

@@ -1,0 +1,202 @@
+"""The terms: what a person writes in `plan.toml`, as plain data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cutlayer.plan.limits import Limits
+from cutlayer.plan.schedule import TurnUnit
+from cutlayer.plan.tensors import DType, TensorSpec
+from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, Topology
+
+FORMAT = 3
+
+TOGETHER = "all"
+"""The owner of rows that several parties have different columns of: they travel as one."""
+
+Option = bool | int | float | str | list[int | float]
+AveragedOptimizer = Literal["reset", "keep", "average"]
+ClientSegments = Literal["equal", "own"]
+Choice = int | float | Literal["all"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """Something of torch's, by its name there, with its arguments: an optimizer, an LR schedule, a loss."""
+
+    name: str
+    options: dict[str, Option] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelTerms:
+    """Which model, and after which layers it is cut."""
+
+    cut: tuple[str, ...] = ()
+    source: str = "model.py"
+    weights: str = "initial.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputTerms:
+    """What one row's features look like: the shape without the batch dimension."""
+
+    shape: tuple[int, ...]
+    dtype: DType = "float32"
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(dtype=self.dtype, shape=("B", *self.shape), differentiable=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """How the segments learn. One optimizer per replica; `server_optimizer` is that of server segments, if another.
+
+    `clients_per_round`: how many clients a round has, or which part of them, or all. In a round a client makes
+    `local_epochs` passes over its rows, or takes `local_steps` steps if that is not 0.
+    `averaged_optimizer`: what becomes of the optimizer of a replica whose weights were averaged.
+    `client_segments`: under `parallel`, equal everywhere by summed gradients, or each client's own.
+    `cut_average`: under `parallel`, the part of each batch whose gradients at the cut are averaged over the clients.
+    `proximal`: FedProx's μ, for replicas whose weights are averaged.
+    `personal`: parameters that stay with their owner, by patterns of names or as `type:BatchNorm2d`.
+    `losses`: of segments that have another loss than `loss`, by segment. `loss_weights`: λ of each loss, where a
+    topology has several; 1 if it is not named. `upload_every`: under `decoupled` the server gets each so-manyth batch.
+    `party_dropout`: how often a party's activation is replaced by zeros where a segment joins those of several, in
+    training, so that the model learns to do without.
+    """
+
+    loss: Method
+    optimizer: Method
+    batch_size: int
+    rounds: int
+    lr_schedule: Method | None = None
+    micro_batches: int = 1
+    shuffle: bool = True
+    drop_last: bool = False
+    held_out: float = 0.2
+    clients_per_round: Choice = "all"
+    local_epochs: int = 1
+    local_steps: int = 0
+    averaged_optimizer: AveragedOptimizer = "reset"
+    client_segments: ClientSegments = "equal"
+    cut_average: float = 0.0
+    server_optimizer: Method | None = None
+    proximal: float = 0.0
+    personal: tuple[str, ...] = ()
+    losses: dict[str, Method] = field(default_factory=dict)
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    upload_every: int = 1
+    party_dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartyTerms:
+    """One participant: its role, the address that others dial (servers only), and its public keys if they are pinned.
+
+    `key` is the SHA-256 of the key in its certificate, in hex: then not even the authority can stand in for it.
+    `signing_key` (Ed25519) and `sealing_key` (X25519), in hex, are for state that a third party forwards.
+    `cut`: layers after which the model is cut for this client, if not the model's own cut.
+    `lr_scale`: by what the server multiplies its learning rate in steps made of this client's rows.
+    `input`: what one row of this party's features looks like, where parties have different columns; one or several
+    tensors. A party that is no client brings features if it has an `input`.
+    """
+
+    role: str
+    address: str = ""
+    key: str = ""
+    signing_key: str = ""
+    sealing_key: str = ""
+    cut: tuple[str, ...] = ()
+    lr_scale: float = 1.0
+    input: tuple[InputTerms, ...] = ()
+
+    @property
+    def has_features(self) -> bool:
+        return self.role == "client" or bool(self.input)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What a person writes. `conductor` is the party that hands out turns; by default the (first) server.
+
+    `input`: one row of a client's features, a tensor or several.
+    `aggregator_sees_weights`: no party of its own averages; the server's does, and sees what should stay apart.
+    `labels`: the party that has the labels, where that is a choice; `labels_leave`: they may go to another one.
+    `join`: how the activations of several parties become one; without a name the user's module is called with all.
+    `source`, `segment`, `edge`: what a topology of one's own (`topology = "own"`) consists of.
+    """
+
+    topology: str
+    schedule: str
+    model: ModelTerms
+    training: Training
+    parties: dict[str, PartyTerms]
+    input: InputTerms | tuple[InputTerms, ...] = ()
+    name: str = "run"
+    format: int = FORMAT
+    turn: TurnUnit = "epoch"
+    seed: int = 0
+    conductor: str = ""
+    aggregator_sees_weights: bool = False
+    labels: str = ""
+    labels_leave: bool = False
+    join: Join = "concat"
+    source: tuple[Source, ...] = ()
+    segment: tuple[SegmentNode, ...] = ()
+    edge: tuple[Edge, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def drawn(self) -> Topology:
+        """The topology, drawn for these parties."""
+        if self.topology == OWN:
+            return Topology(name=OWN, sources=self.source, segments=self.segment, edges=self.edge).in_order()
+        return TOPOLOGIES[self.topology](
+            Cast(
+                roles={name: party.role for name, party in self.parties.items()},
+                features=tuple(name for name, party in self.parties.items() if party.has_features),
+                labels=self.labels,
+                join=self.join,
+                upload_every=self.training.upload_every,
+            )
+        )
+
+    @property
+    def conducting(self) -> str:
+        """The party that hands out turns."""
+        return self.conductor or next(iter(self.filling("server")), "")
+
+    @property
+    def forwarded_pairs(self) -> frozenset[tuple[str, str]]:
+        """Parties with an edge between them, of which neither is the conductor: it forwards what they seal."""
+        topology = self.drawn()
+        conductor = self.conducting
+        held = {role: (role,) if role in self.parties else self.filling(role) for role in topology.roles}
+        ends = {(topology.role_of(edge.source), topology.role_of(edge.target)) for edge in topology.cuts()}
+        return frozenset(
+            (one, other)
+            for below, above in ends
+            for a in held[below]
+            for b in held[above]
+            for one, other in ((a, b), (b, a))
+            if conductor not in (a, b)
+        )
+
+    def inputs_of(self, role: str) -> tuple[InputTerms, ...]:
+        """What a row of features looks like at a role, or at a party."""
+        own = self.parties[role].input if role in self.parties else ()
+        return own or (self.input if isinstance(self.input, tuple) else (self.input,))
+
+    @property
+    def aggregator(self) -> str:
+        """The party that sums and averages what clients send; empty if there is none."""
+        own, servers = self.filling("aggregator"), self.filling("server") if self.aggregator_sees_weights else ()
+        return next(iter(own or servers), "")
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """The public keys that the plan pins, by party."""
+        return {name: party.key for name, party in self.parties.items() if party.key}
+
+    def filling(self, role: str) -> tuple[str, ...]:
+        """The parties that fill a role, in party order."""
+        return tuple(name for name, party in self.parties.items() if party.role == role)
