@@ -31,7 +31,8 @@ from cutlayer.party.align import align
 from cutlayer.party.run import Network
 from cutlayer.party.star import circle
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Plan, Terms, Training
+from cutlayer.plan.plan import Plan
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from worker import peak_mb
 
 TIMEOUT_S = 3600.0

@@ -24,7 +24,7 @@ from cutlayer.observe.facts import Fact, Noticed, Progressed
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.memory import keep_freed_memory
 from cutlayer.party.run import Network, run
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from workloads import CUT, LR, WORKLOADS, Workload
 
 SERVER = "lab"

@@ -1,4 +1,7 @@
-"""Terminals, each a process of its own, in which one command after another is typed (torch loads slowly)."""
+"""Terminals, each a process of its own, in which one command after another is typed.
+
+Torch loads slowly: it is loaded once, by the process that all of them are forked from, before it has threads.
+"""
 
 import io
 import multiprocessing
@@ -21,9 +24,10 @@ class Terminal:
     """One process. `start` types a command, `end` waits for what it answers."""
 
     def __init__(self) -> None:
-        spawning = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=_work, args=(theirs,), daemon=True)
+        forking = multiprocessing.get_context("forkserver")
+        forking.set_forkserver_preload(["cutlayer.cli.app", "cutlayer.party.run"])
+        self._pipe, theirs = forking.Pipe()
+        self._process = forking.Process(target=_work, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         self._said: list[tuple[str, str]] = []
@@ -46,8 +50,10 @@ class Terminal:
             self._hear()
         return Typed(self._code, self._all("out"), self._all("err"))
 
-    def close(self) -> None:
+    def leave(self) -> None:
         self._pipe.close()
+
+    def close(self) -> None:
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
@@ -103,6 +109,8 @@ class Terminals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for terminal in self._terminals:
+            terminal.leave()
         for terminal in self._terminals:
             terminal.close()
 

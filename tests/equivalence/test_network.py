@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cutlayer.model.replica import state_digest
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.schedule import TurnUnit
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.simulation import simulate_plan
 from equivalence.longhand import RECIPES, SECRETS
 from equivalence.models import CASES

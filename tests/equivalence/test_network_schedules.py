@@ -8,7 +8,7 @@ import pytest
 
 from cutlayer.errors import PlanError
 from cutlayer.party.run import Network, run
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from equivalence.longhand import SECRETS
 from equivalence.test_network import assert_network_equals_simulation
 from processes.crew import Crew, Job

@@ -225,8 +225,8 @@ def test_multi_hop_equals_the_uncut_model(count: int, micro: int) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "turn"), [
-    ("alternating", "epoch"), ("alternating", "batch"), ("relay", "epoch"), ("relay", "batch"),
-    ("splitfed_v2", "epoch"),
+    ("alternating", "epoch"), pytest.param("alternating", "batch", marks=pytest.mark.slow),
+    pytest.param("relay", "epoch", marks=pytest.mark.slow), ("relay", "batch"), ("splitfed_v2", "epoch"),
 ])  # fmt: skip
 def test_multi_hop_equals_vanilla_for_several_clients(schedule: str, turn: str) -> None:
     data = {"a": table(XA, Y), "b": table(normal(11, 3, seed=4), classes(11)), "c": table(XB[:, 1:], Y2)}

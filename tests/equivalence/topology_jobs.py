@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from cutlayer.model.parts import Parts
 from cutlayer.party.agreement import Agreement, draft
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from processes.crew import Job
 
 ROWS = 23
@@ -116,9 +116,7 @@ DATA: dict[str, Callable[[], dict[str, Dataset[Any]]]] = {
 }
 JOBS: dict[str, TopologyJob] = {
     "vertical, a party with labels only": TopologyJob(
-        terms=terms(
-            "vertical", {"a": "client", "b": "client", "c": "labels", "server": "server"}, labels_leave=True
-        )  # fmt: skip
+        terms=terms("vertical", {"a": "client", "b": "client", "c": "labels", "server": "server"}, labels_leave=True)
     ),
     "vertical, u-shaped, in micro-batches": TopologyJob(
         terms=terms(

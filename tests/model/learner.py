@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cutlayer.model.replica import Replica
 from cutlayer.model.state import ReplicaState, from_bytes, to_bytes
-from cutlayer.plan.plan import Method, Training
+from cutlayer.plan.terms import Method, Training
 
 ADAM = Method(name="Adam", options={"lr": 0.01})
 TRAINING = Training(loss=Method(name="mse_loss"), optimizer=ADAM, batch_size=4, rounds=9)

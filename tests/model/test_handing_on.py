@@ -10,7 +10,7 @@ from torch import optim
 from cutlayer.errors import RunError
 from cutlayer.model.replica import Replica, optimizer_names
 from cutlayer.model.state import ReplicaState, averaged_names, share, without_personal
-from cutlayer.plan.plan import Method
+from cutlayer.plan.terms import Method
 from model.learner import TRAINING, WARM_UP, Layers, assert_same, by_bytes, by_memory, made, train
 
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cutlayer.model.loss import KINDS, Loss
-from cutlayer.plan.plan import Method
 from cutlayer.plan.tensors import TensorSpec
+from cutlayer.plan.terms import Method
 
 WEIGHT = [0.1, 2.5, 0.7, 1.3]
 POS_WEIGHT = [0.5, 3.0, 1.0, 0.3]

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from cutlayer.model.methods import batch_norm_layers, canonical
-from cutlayer.plan.plan import Method, Training
+from cutlayer.plan.terms import Method, Training
 
 SOUND = Training(
     loss=Method(name="cross_entropy"),

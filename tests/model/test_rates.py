@@ -9,7 +9,7 @@ from torch import nn, optim
 
 from cutlayer.model.rates import Rates
 from cutlayer.model.replica import schedule_names
-from cutlayer.plan.plan import Method
+from cutlayer.plan.terms import Method
 
 COUNT = 40
 SCHEDULES: dict[str, dict[str, Any]] = {

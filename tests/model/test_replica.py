@@ -10,7 +10,7 @@ from torch import nn, optim
 
 from cutlayer.model.rates import Rates
 from cutlayer.model.replica import Replica, optimizer_names, schedule_names, state_digest
-from cutlayer.plan.plan import Method, Option, Training
+from cutlayer.plan.terms import Method, Option, Training
 
 
 def training(optimizer: dict[str, Option] | None = None, schedule: dict[str, Any] | None = None) -> Training:

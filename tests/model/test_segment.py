@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
-from cutlayer.plan.plan import Method, Training
 from cutlayer.plan.streams import stream_seed
+from cutlayer.plan.terms import Method, Training
 from cutlayer.protocol.messages import Purpose, Ticket
 
 TRAINING = Training(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cutlayer.errors import RunError
 from cutlayer.model.replica import Replica
 from cutlayer.model.state import ReplicaState, check_fits, share
-from cutlayer.plan.plan import Method
+from cutlayer.plan.terms import Method
 from model.learner import TRAINING, Layers, by_bytes, made, train
 
 

@@ -8,9 +8,19 @@ from torch import Tensor, nn
 
 from cutlayer.model.parts import Parts
 from cutlayer.model.whole import Whole
-from cutlayer.plan.topology import Cast, Edge, SegmentNode, Source, Topology, decoupled, multi_task, semi_supervised
+from cutlayer.plan.topology import (
+    Cast,
+    Edge,
+    SegmentNode,
+    Source,
+    Topology,
+    decoupled,
+    extended_vanilla,
+    multi_task,
+    semi_supervised,
+    vertical_u_shaped,
+)
 from cutlayer.plan.topology import vertical as vertical_of
-from cutlayer.plan.topology import vertical_u_shaped, extended_vanilla
 
 BANKS = {"bank-a": "client", "bank-b": "client", "bureau": "server"}
 A, B, OWN = (torch.randn(7, width, generator=torch.Generator().manual_seed(width)) for width in (3, 4, 5))

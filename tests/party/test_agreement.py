@@ -12,8 +12,8 @@ from torch import nn
 from cutlayer.errors import CutError, PlanError
 from cutlayer.model.replica import state_digest
 from cutlayer.party.agreement import build_model, draft, files_digest, read_agreement, write_weights
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.tensors import TensorSpec
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 
 TERMS = Terms(
     topology="vanilla",

@@ -37,8 +37,9 @@ from cutlayer.party.run import Network
 from cutlayer.party.sealed import Seals, Unsealed
 from cutlayer.party.star import Circle, Seat, circle
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Plan, Terms, Training
+from cutlayer.plan.plan import Plan
 from cutlayer.plan.tensors import TensorShape
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.protocol.aligning import (
     AlignTerms,
     Codes,

@@ -294,9 +294,7 @@ def test_a_second_owner_of_the_same_segment_is_refused(networks: dict[str, Train
 # ---------------------------------------------------------------------- files that are not what they should be
 
 
-def test_a_model_that_lost_its_weights_or_holds_others_is_refused(
-    networks: dict[str, Trained], tmp_path: Path
-) -> None:
+def test_a_model_that_lost_its_weights_or_holds_others_is_refused(networks: dict[str, Trained], tmp_path: Path) -> None:
     run = networks["u_shaped"]
     path = write_model(tmp_path, run.plan, run.agreement, released(run.agreement, run.weights(*run.owners)))
     whole = path.read_bytes()
@@ -371,6 +369,7 @@ def test_onnx_answers_as_the_module_does_for_any_number_of_rows(
             torch.testing.assert_close(mine, theirs[:rows], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_that_onnx_has_no_word_for_is_refused_and_leaves_no_file(
     networks: dict[str, Trained], tmp_path: Path
 ) -> None:
@@ -381,6 +380,6 @@ def test_a_model_that_onnx_has_no_word_for_is_refused_and_leaves_no_file(
             return x if x.sum() > 0 else -x
 
     run = networks["u_shaped"]
-    with pytest.raises(CutlayerError, match="torch cannot write this model as ONNX: [^\n]+$"):
+    with pytest.raises(CutlayerError, match=r"torch cannot write this model as ONNX: [^\n]+$"):
         write_onnx(tmp_path / "model.onnx", run.agreement, torch.nn.Sequential(Counting()))
     assert not list(tmp_path.iterdir())

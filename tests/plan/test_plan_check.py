@@ -8,7 +8,7 @@ import pytest
 
 from cutlayer.plan.check import faults
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 
 CLIENT, SERVER = PartyTerms(role="client"), PartyTerms(role="server")
 TRAINING = Training(loss=Method(name="mse_loss"), optimizer=Method(name="SGD"), batch_size=4, rounds=1)

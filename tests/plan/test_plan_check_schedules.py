@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cutlayer.plan.check import faults, moves_state, needs_aggregator, sealing_parties
-from cutlayer.plan.plan import PartyTerms, Terms
+from cutlayer.plan.terms import PartyTerms, Terms
 from plan.test_plan_check import CLIENT, SOUND, TRAINING, named, training
 
 OWN = {"parties": SOUND.parties | {"aggregator": PartyTerms(role="aggregator")}}

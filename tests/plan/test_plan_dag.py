@@ -9,8 +9,9 @@ import pytest
 from cutlayer.plan import dag
 from cutlayer.plan.check import faults
 from cutlayer.plan.course import Course
-from cutlayer.plan.plan import TOGETHER, Contents, InputTerms, Method, PartyTerms, Plan, Terms, Training
+from cutlayer.plan.plan import Contents, Plan
 from cutlayer.plan.schedule import SCHEDULES, Entrust, Evaluate, Predict, Train, Work, predictions, works
+from cutlayer.plan.terms import TOGETHER, InputTerms, Method, PartyTerms, Terms, Training
 from cutlayer.plan.topology import Edge, SegmentNode, Source, Topology
 from plan.casts import DRAWN
 from plan.test_plan_check import SOUND

@@ -9,19 +9,9 @@ import pytest
 from msgspec import Struct, structs
 
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import (
-    Contents,
-    Cutting,
-    InputTerms,
-    Method,
-    ModelTerms,
-    PartyTerms,
-    Plan,
-    SegmentContents,
-    Terms,
-    Training,
-)
+from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
 from cutlayer.plan.tensors import TensorShape, TensorSpec
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 PLAN = Plan(

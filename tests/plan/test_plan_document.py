@@ -5,7 +5,7 @@ import pytest
 from cutlayer.errors import PlanError
 from cutlayer.plan.document import read_terms
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import FORMAT, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import FORMAT, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 SHORT = """

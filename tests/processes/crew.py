@@ -17,7 +17,7 @@ from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.run import Network, run
-from cutlayer.plan.plan import Terms
+from cutlayer.plan.terms import Terms
 from equivalence.longhand import SECRETS
 from equivalence.models import CASES, Case
 

@@ -95,6 +95,8 @@ CASES_OF_TOPOLOGIES = {
     "a sealed message of another's fellow": Case("wrong-seal", HOPPING, LAB, A, sealed(HOPS[0], A)),
     "a sealed message left out": Case("wrong-seal", HOPPING, LAB, A, sealed(A, HOPS[0], 1)),
     "a sealed message twice": Case("wrong-seal", PASSED, LAB, A, sealed(A, HOPS[0])),
+    "two sealed messages at once": Case("wrong-seal", HOPPING, LAB, A, Sealed(A, HOPS[0], 0, 2 * SEALED)),
+    "nothing that is sealed": Case("wrong-seal", HOPPING, LAB, A, Sealed(A, HOPS[0], 0, ())),
     "the lab leaves a sealed message out": Case("wrong-seal", COMING, HOPS[0], LAB, sealed(A, HOPS[0], 1)),
     "the lab brings a sealed message twice": Case("wrong-seal", OPENED, HOPS[0], LAB, sealed(A, HOPS[0])),
     "the lab brings a sealed message for another": Case("wrong-seal", COMING, HOPS[0], LAB, sealed(HOPS[0], HOPS[1])),

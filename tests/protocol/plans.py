@@ -7,21 +7,10 @@ from typing import Any
 from cutlayer.plan.check import needs_aggregator
 from cutlayer.plan.course import Course
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.plan import (
-    TOGETHER,
-    Contents,
-    Cutting,
-    InputTerms,
-    Method,
-    ModelTerms,
-    PartyTerms,
-    Plan,
-    SegmentContents,
-    Terms,
-    Training,
-)
+from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
 from cutlayer.plan.schedule import LEGAL, Evaluate, Train, TurnUnit, Work, works
 from cutlayer.plan.tensors import TensorShape, TensorSpec
+from cutlayer.plan.terms import TOGETHER, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.topology import OWN, Edge, SegmentNode, Source, Topology
 from cutlayer.protocol.messages import Rows
 

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cutlayer.errors import CutlayerError
-from cutlayer.plan.plan import TOGETHER, Plan
+from cutlayer.plan.plan import Plan
 from cutlayer.plan.tensors import TensorShape
+from cutlayer.plan.terms import TOGETHER
 from cutlayer.plan.topology import OWN
 from cutlayer.protocol.events import Broke, Connected, Done, Event, Fail, Lost, Received, Tick
 from cutlayer.protocol.messages import (
