@@ -30,12 +30,12 @@ from cutlayer.errors import (
 from cutlayer.keys import PublicKeys, load_sealer, make_demo_kit
 from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed
-from cutlayer.party import aligner
 from cutlayer.party.agreement import draft
 from cutlayer.party.align import Alignment, align, align_together, carry_all
+from cutlayer.party.alignment import aligner
+from cutlayer.party.alignment.star import Circle, Seat, circle
 from cutlayer.party.run import Network
 from cutlayer.party.sealed import Seals, Unsealed
-from cutlayer.party.star import Circle, Seat, circle
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.tensors import TensorShape

@@ -13,8 +13,8 @@ from cutlayer.observe.facts import Fact, Noticed
 if TYPE_CHECKING:
     from cutlayer.data.ids import Ids
     from cutlayer.party.align import Alignment
+    from cutlayer.party.alignment.star import Circle
     from cutlayer.party.run import Network
-    from cutlayer.party.star import Circle
     from cutlayer.plan.plan import Plan
     from cutlayer.plan.terms import Terms
 
@@ -46,7 +46,7 @@ def align(  # noqa: PLR0913 (each option is one line of what all agree on, or of
     """Find the rows that all parties hold, in the same order. Parties may start in any order."""
     from cutlayer.data.ids import read_ids
     from cutlayer.party.align import align as align_party
-    from cutlayer.party.star import circle
+    from cutlayer.party.alignment.star import circle
 
     agreed = _accepted_plan(plan)
     if party not in agreed.terms.parties:

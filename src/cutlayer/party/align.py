@@ -13,10 +13,10 @@ from typing import Any
 from cutlayer.data.align import Places
 from cutlayer.data.ids import Ids, ids_of, write_rows
 from cutlayer.observe.facts import Noticed, Observer
-from cutlayer.party.desk import Desk, Progress
+from cutlayer.party.alignment.desk import Desk, Progress
+from cutlayer.party.alignment.star import Circle, Seat
 from cutlayer.party.run import Network, address_of
 from cutlayer.party.sealed import Unsealed
-from cutlayer.party.star import Circle, Seat
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.aligning import AlignTerms
 from cutlayer.protocol.wire import Frame

@@ -28,7 +28,7 @@ from cutlayer.data.align import (
 )
 from cutlayer.data.ids import Ids
 from cutlayer.errors import DataError, RemoteProtocolError, RunError
-from cutlayer.party.lists import Rows
+from cutlayer.party.alignment.lists import Rows
 from cutlayer.protocol.aligning import (
     CODE_BYTES,
     KINDS,

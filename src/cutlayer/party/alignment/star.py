@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cutlayer.data.ids import Ids
 from cutlayer.errors import PeerStopped, PlanError, RemoteProtocolError, RunError
-from cutlayer.party.aligner import Aligner
+from cutlayer.party.alignment.aligner import Aligner
 from cutlayer.party.sealed import Seals
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.tensors import TensorShape

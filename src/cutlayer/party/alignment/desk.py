@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 
 from cutlayer.errors import ChannelError, ChannelTimeout, CutlayerError
 from cutlayer.observe.facts import Noticed, Observer
-from cutlayer.party.star import Seat
+from cutlayer.party.alignment.star import Seat
 from cutlayer.protocol.wire import Frame
 from cutlayer.transport.channel import Channel
 from cutlayer.transport.listener import Listener, Refusal
