@@ -78,7 +78,7 @@ FAULTY: dict[str, dict[str, Any]] = {
     "limits.turns_ahead = 0: a finite number above 0": {"limits": Limits(turns_ahead=0)},
     "limits.join_timeout_s = nan: a finite number above 0": {"limits": Limits(join_timeout_s=math.nan)},
     "limits.join_timeout_s = inf: a finite number above 0": {"limits": Limits(join_timeout_s=math.inf)},
-    "limits.header_bytes = 60: to name 2 parties and their rows takes 61": {"limits": Limits(header_bytes=60)},
+    "limits.header_bytes = 60: to name 2 parties and their rows takes 101": {"limits": Limits(header_bytes=60)},
 }
 
 

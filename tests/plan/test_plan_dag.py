@@ -224,12 +224,17 @@ FAULTY_PLANS: dict[str, Terms] = {
     "training.losses.topp: vertical has no such loss: did you mean 'top'?": vertical(
         **training(losses={"topp": Method(name="mse_loss")})
     ),
-    "training.loss_weights.bottom_bank: vertical has no such loss": vertical(
-        **training(loss_weights={"bottom_bank": 1.0})
+    "training.loss_weights.bottom_bank: multi_task has no such loss": vertical(
+        topology="multi_task", **with_parties(lab_2="server"), **training(loss_weights={"bottom_bank": 1.0})
     ),
-    "training.loss_weights.top = -1.0: a finite number, at least 0": vertical(**training(loss_weights={"top": -1.0})),
-    "training.loss_weights.top = nan: a finite number, at least 0": vertical(
-        **training(loss_weights={"top": float("nan")})
+    "training.loss_weights.top_lab = -1.0: a finite number, at least 0": vertical(
+        topology="multi_task", **with_parties(lab_2="server"), **training(loss_weights={"top_lab": -1.0})
+    ),
+    "training.loss_weights.top_lab = nan: a finite number, at least 0": vertical(
+        topology="multi_task", **with_parties(lab_2="server"), **training(loss_weights={"top_lab": float("nan")})
+    ),
+    "training.loss_weights means nothing under the schedule joint: there is one loss": vertical(
+        **training(loss_weights={"top": 0.5})
     ),
     "training.losses.top.beta = inf: numbers are finite": vertical(
         **training(losses={"top": Method(name="huber_loss", options={"beta": float("inf")})})
@@ -285,15 +290,31 @@ def test_the_rows_of_a_graph_under_another_schedule_are_the_clients() -> None:
     """Each client has all columns of its rows, so its sources lie at the role and not at one party."""
     found = faults(own(graph(), schedule="alternating"))
     start = "{}.role = {!r}: under alternating rows are of parties in the role of client"
-    due = [start.format(name, role) for name, role in (("x_b", "bank"), ("x_s", "shop"), ("y", "lab"))]
+    due = ['under alternating one party has role = "server", and it is the conductor']
+    due += [start.format(name, role) for name, role in (("x_b", "bank"), ("x_s", "shop"), ("y", "lab"))]
     assert [fault[: len(told)] for fault, told in zip(found, due, strict=True)] == due
     clients = dict.fromkeys(("a", "b"), PartyTerms(role="client"))
     at_clients = replace(DRAWN["u_shaped"], name="own")
     assert faults(own(at_clients, parties=clients | {"lab": PartyTerms(role="server")}, schedule="relay")) == []
     assert len(faults(own(at_clients, parties={"lab": PartyTerms(role="server")}, schedule="relay"))) > 0
     two = clients | dict.fromkeys(("lab", "lab-2"), PartyTerms(role="server"))
-    (told,) = faults(own(at_clients, parties=two, schedule="relay"))
-    assert told == "2 parties fill 'server': under relay name the one party of each node"
+    assert faults(own(at_clients, parties=two, schedule="relay")) == [
+        "2 parties fill 'server': under relay name the one party of each node",
+        'under relay one party has role = "server", and it is the conductor',
+    ]
+
+
+def test_clients_that_take_turns_need_one_server_that_conducts_and_no_segment_of_their_own() -> None:
+    """What moves goes to the server, and what is at one client is at none of the others."""
+    drawn, lab = replace(DRAWN["u_shaped"], name="own"), {"lab": PartyTerms(role="server")}
+    clients = dict.fromkeys(("a", "b"), PartyTerms(role="client"))
+    (told,) = faults(
+        own(drawn, parties=clients | lab, conductor="a", schedule="splitfed_v2", aggregator_sees_weights=True)
+    )
+    assert told == 'under splitfed_v2 one party has role = "server", and it is the conductor'
+    at_one = replace(drawn, segments=tuple(replace(s, role="a") if s.name == "head" else s for s in drawn.segments))
+    found = faults(own(at_one, parties=clients | lab, schedule="alternating", labels_leave=True))
+    assert any("head.role = 'a': under alternating each client has a replica" in fault for fault in found)
 
 
 def test_faults_of_the_graph_and_of_the_terms_are_found_at_once() -> None:
@@ -322,7 +343,7 @@ def test_labels_at_nobody_are_a_fault_and_no_more() -> None:
         vertical(topology="multi_task", **with_parties(lab_2="server")),
         vertical(**with_parties(client="client")),
         vertical(topology="multi_task", conductor="lab-2", **with_parties(lab_2="server")),
-        vertical(**training(party_dropout=0.3, loss_weights={"top": 0.0}, losses={"top": Method(name="mse_loss")})),
+        vertical(**training(party_dropout=0.3, losses={"top": Method(name="mse_loss")})),
         vertical(input=(), parties={
             "bank": PartyTerms(role="client", input=(InputTerms(shape=(3,)), InputTerms(shape=(), dtype="int64"))),
             "lab": PartyTerms(role="server"),
@@ -418,10 +439,12 @@ def said(work: Work) -> str:
             return type(work).__name__
 
 
-def test_a_turn_is_parted_where_an_edge_speaks_in_each_third_step_of_a_round() -> None:
+def test_a_turn_is_parted_where_an_edge_speaks_in_each_third_step_of_a_run() -> None:
+    """Were they counted anew in each round, a client of two steps a round would never be heard."""
     each = course(7, {"e": 3})
     found = [said(work) for work in works(each, SCHEDULES["alternating"])]
-    assert found == 2 * ["0-1 e", "2-2", "3-4 e", "5-5", "6-6 e", "evaluate"]
+    first = ["0-1 e", "2-2", "3-4 e", "5-5", "6-6 e", "evaluate"]
+    assert found == [*first, "0-0 e", "1-1", "2-3 e", "4-4", "5-6 e", "evaluate"]
 
 
 def test_edges_of_several_periods_part_a_turn_together() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from cutlayer.errors import Misaligned, PeerStopped, RemoteProtocolError, RunError
 from cutlayer.plan.schedule import Train
+from cutlayer.plan.topology import Topology
 from cutlayer.protocol.events import Action, Event, Fail, Open, Ran, Received, Run, Send, Step, Take
 from cutlayer.protocol.messages import Backward, Bye, Forward, Refuse, Rows, State, Ticket, Welcome
 from protocol.cases_of_topologies import ALL, BROUGHT, COMING, HOPPING, VERTICAL, first_ticket, next_is, of_all, sealed
@@ -222,7 +223,7 @@ def test_every_activation_is_answered_once_and_raw_data_only_of_who_could_not_ke
 ) -> None:
     wire = scenario.play(3)
     topology = wire.plan.topology
-    working = {wire.plan.holder(segment.role, owner) for segment in topology.segments for owner in wire.plan.owners}
+    leading = {edge.name: _leading(topology, edge.target) for edge in topology.edges}
     came, answered = Counter[tuple[Ticket, str]](), Counter[tuple[Ticket, str]]()
     for name in wire.sessions:
         for send in wire.sent(name):
@@ -230,7 +231,10 @@ def test_every_activation_is_answered_once_and_raw_data_only_of_who_could_not_ke
             if isinstance(message, Forward):
                 edge = topology.edge(message.edge)
                 assert edge is not None
-                if topology.source_kind(edge) is None or name not in working:
+                holders = {
+                    wire.plan.holder(topology.role_of(node), message.ticket.owner) for node in leading[edge.name]
+                }
+                if topology.source_kind(edge) is None or name not in holders:
                     came[message.ticket, message.edge] += 1
             elif isinstance(message, Backward):
                 answered[message.ticket, message.edge] += 1
@@ -241,6 +245,12 @@ def test_every_activation_is_answered_once_and_raw_data_only_of_who_could_not_ke
                 assert (message.normaliser > 0) == (message.ticket.purpose == "train")
     assert came == answered
     assert set(came.values()) == {1}
+
+
+def _leading(topology: Topology, node: str) -> set[str]:
+    """The segments from which ways lead to a node."""
+    below = {edge.source for edge in topology.inputs(node) if topology.source(edge.source) is None}
+    return below.union(*(_leading(topology, each) for each in below))
 
 
 @pytest.mark.parametrize("name", ["decoupled", "decoupled, relay", "decoupled, splitfed_v1", "own"])
@@ -254,9 +264,13 @@ def test_nothing_travels_on_an_edge_that_is_silent(name: str) -> None:
     for number, work in turns.items():
         for edge, every in periods.items():
             if edge in crossing and isinstance(work, Train):
-                due = [step for step in range(work.first, work.first + work.steps) if (step + 1) % every == 0]
+                (owner,) = work.parties
+                before = sum(
+                    w.steps for n, w in turns.items() if n < number and isinstance(w, Train) and w.parties == (owner,)
+                )
+                due = [step for step in range(before, before + work.steps) if (step + 1) % every == 0]
                 assert bool(spoken[edge, number]) == bool(due)
-                assert due in ([], list(range(work.first, work.first + work.steps)))
+                assert due in ([], list(range(before, before + work.steps)))
 
 
 # ---------------------------------------------------------------------- predictions

@@ -43,7 +43,7 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
     from cutlayer.party.memory import keep_freed_memory
     from cutlayer.party.run import Prediction
     from cutlayer.party.run import run as run_party
-    from cutlayer.party.saved import read_encoding, read_weights
+    from cutlayer.party.saved import read_by_owner, read_encoding, read_weights
     from cutlayer.party.using import write_answers_of
 
     agreement = accepted(plan, party)
@@ -64,6 +64,7 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
     prediction = Prediction(
         weights=read_weights(folder, agreement.plan, party) if agreement.segments_of(party) else {},
         absent=tuple(without or ()),
+        by_owner=read_by_owner(folder, agreement.plan, party),
     )
     rows = None
     if agreement.features_of(party):

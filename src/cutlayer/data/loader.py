@@ -2,9 +2,11 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,6 +23,7 @@ from cutlayer.protocol.messages import MARK_BYTES, Rows, Ticket
 
 SOURCES = ("x", "y")
 KEY_BYTES = 32
+IDS_AT_ONCE = 4096
 FAR_ROWS = 64
 """By how many rows parties may be out of step for the fault to be found."""
 WHOLE_BYTES = 8
@@ -49,6 +52,7 @@ class Loader:
         held_out: Dataset[Any] | float = 0.0,
         classes: int | None = None,
         task: str = "train",
+        place: str = "",
     ) -> None:
         """Set rows aside, and check what there is.
 
@@ -61,6 +65,7 @@ class Loader:
             shuffle: a new order each epoch; else the dataset's own. Held-out rows keep their own order always.
             held_out: rows to evaluate on: a dataset, or the fraction of `dataset` set aside once and for all.
             classes: how many classes there are, if the labels are class numbers.
+            place: where the order key is for, the plan's digest: another plan's rows have another order and other marks.
             task: with `"predict"` all rows are set aside, and labels are not asked for.
 
         Raises:
@@ -80,10 +85,13 @@ class Loader:
             self._held_out = row_source(
                 held_out, Columns.of(inputs, labels, classes, "the held-out dataset"), secret
             )  # fmt: skip
+        for table, rows in zip(self._tables, (self._dataset, self._held_out), strict=False):
+            Ids(table).check(len(rows))
         self._chosen: Tensor | None = None
         self._aside = torch.empty(0, dtype=torch.int64)
         self._fitted = False
-        self._own_key = hashlib.blake2b(b"order of rows", key=secret[:64], digest_size=KEY_BYTES).digest()
+        about = hashlib.sha256(b"order of rows" + place.encode()).digest()
+        self._own_key = hashlib.blake2b(about, key=secret[:64], digest_size=KEY_BYTES).digest()
         self._set_aside(secret)
 
     @property
@@ -162,11 +170,15 @@ class Loader:
         rows = self._places(batch)
         return range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
 
-    def _of_batch(self, ticket: Ticket, ids: bytes) -> bytes:
+    def _of_batch(self, ticket: Ticket, ids: Iterable[bytes]) -> bytes:
         return self._hmac(repr(ticket).encode(), ids)[: MARK_BYTES - WHOLE_BYTES]
 
-    def _hmac(self, about: bytes, rows: bytes) -> bytes:
-        return hmac.digest(self._key, b"cutlayer rows 1" + hashlib.sha256(about).digest() + rows, "sha256")
+    def _hmac(self, about: bytes, ids: Iterable[bytes]) -> bytes:
+        mac = hmac.new(self._key, b"cutlayer rows 1" + hashlib.sha256(about).digest(), "sha256")
+        left = iter(ids)
+        while some := b"".join(islice(left, IDS_AT_ONCE)):
+            mac.update(some)
+        return mac.digest()
 
     def _places(self, batch: Batch) -> slice | Tensor:
         """Where a batch's rows lie in their dataset. Raises: DataError."""
@@ -211,13 +223,22 @@ class Ids:
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._ids = getattr(dataset, "ids", None)
 
-    def at(self, places: Sequence[int]) -> bytes:
+    def check(self, rows: int) -> None:
+        """Raises `DataError` for ids that are too few or too many, or no whole numbers or texts."""
+        if self._ids is None:
+            return
+        if len(self._ids) != rows:
+            raise DataError(f"there are {len(self._ids)} ids for {rows} rows: give each row its id.")
+        for value in self._ids:
+            if not (value is None or isinstance(value, str | int | np.integer)) or isinstance(value, bool):
+                raise DataError(f"an id is of type {type(value).__name__}: ids are whole numbers or texts.")
+
+    def at(self, places: Sequence[int]) -> Iterator[bytes]:
         """Of the rows at these places, in this order: a type and a length before each. Without ids, their places."""
         if self._ids is None:
-            return b"".join(b"#" + place.to_bytes(8, "big") for place in places)
-        if places == range(len(self._ids)):
-            return b"".join(map(_id_bytes, self._ids))
-        return b"".join(map(_id_bytes, (self._ids[place] for place in places)))
+            return (b"#" + place.to_bytes(8, "big") for place in places)
+        whole = isinstance(places, range) and places == range(len(self._ids))
+        return map(_id_bytes, self._ids if whole else (self._ids[place] for place in places))
 
 
 def _id_bytes(value: Any) -> bytes:

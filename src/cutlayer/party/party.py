@@ -63,9 +63,9 @@ from cutlayer.transport.channel import Channel
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What a session is told of its surroundings: the run's name, for its conductor; and what simulations share."""
+    """What a session is told of its surroundings: what it has drawn for the run's name; and what simulations share."""
 
-    run: str = ""
+    nonce: bytes = b""
     agendas: Agendas | None = None
     ahead: int = 0
     task: Task = "train"
@@ -94,12 +94,12 @@ class Party:
         setting: Setting = Setting(),
     ) -> None:
         self.plan, self.name = plan, name
-        rows = loader.rows if loader else Rows()
+        counted = loader.rows if loader else Rows()
+        rows = Rows(counted.train, counted.held_out, setting.nonce)
         self.session = Session(
             plan,
             name,
             rows,
-            run=setting.run,
             agendas=setting.agendas,
             ahead=setting.ahead,
             task=setting.task,
@@ -154,15 +154,14 @@ class Party:
             if name.startswith(MODEL)
         }
 
-    def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Begin with these parameters and buffers, by their names in the uncut model, instead of the initial ones.
+    def restore(self, owner: str, weights: Mapping[str, Tensor]) -> None:
+        """For `owner`'s rows begin with these parameters and buffers, by their names in the uncut model.
 
         Raises `RunError` for what is not there or does not fit.
         """
-        for owner in self.plan.owners:
-            route = Route(self.plan, self.name, owner)
-            for segment in route.segments:
-                self._restore(route.replicas[segment], weights)
+        route = Route(self.plan, self.name, owner)
+        for segment in route.segments:
+            self._restore(route.replicas[segment], weights)
 
     def _restore(self, key: Key, weights: Mapping[str, Tensor]) -> None:
         pattern = self.replicas.pattern(key)
@@ -175,7 +174,7 @@ class Party:
             )
         own = ReplicaState(tensors={MODEL + name: weights[name] for name in names}, counts=initial.counts)
         pattern.check(own, names=names)
-        self.replicas.replace(key, own)
+        self.replicas.begin(key, own)
 
     # ------------------------------------------------------------------ what drives a party
 

@@ -188,6 +188,14 @@ class Replicas:
         base = ReplicaState(tensors=initial.tensors | state.tensors, counts=state.counts)
         self._resting[key] = Rest(base, own if own.tensors else None)
 
+    def begin(self, key: Key, state: ReplicaState) -> None:
+        """A replica begins with this state, personal values and all."""
+        self.known[key] = None
+        initial = self._initial[self._variant(key)]
+        if (segment := self._live.pop(key, None)) is not None:
+            self._rest(key, segment, None)
+        self._resting[key] = Rest(ReplicaState(tensors=initial.tensors | state.tensors, counts=state.counts))
+
     # ------------------------------------------------------------------ workers
 
     @cached_property

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import token_hex
+from secrets import token_bytes
 from typing import Any
 
 import torch
@@ -24,13 +24,12 @@ from cutlayer.party.saved import WEIGHTS, write_encoding, write_weights
 from cutlayer.party.sealed import Seals
 from cutlayer.plan.check import sealing_parties
 from cutlayer.plan.plan import Plan
-from cutlayer.protocol.messages import Task
+from cutlayer.protocol.messages import NONCE_BYTES, Task
 from cutlayer.transport.dialler import dial
 from cutlayer.transport.listener import Listener
 from cutlayer.transport.tls import KeyFiles
 
 Address = tuple[str, int]
-RUN_NAME_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +57,8 @@ class Prediction:
 
     weights: Mapping[str, Tensor]
     absent: tuple[str, ...] = ()
+    by_owner: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """At a server whose replicas differ by client: a client's own weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +142,11 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
         loader=loader,
         observers=(meter, *observers),
         seals=network.seals,
-        setting=Setting(run=token_hex(RUN_NAME_BYTES), task=task, absent=prediction.absent if prediction else ()),
+        setting=Setting(nonce=token_bytes(NONCE_BYTES), task=task, absent=prediction.absent if prediction else ()),
     )
     if prediction:
-        member.restore(prediction.weights)
+        for owner in plan.owners:
+            member.restore(owner, prediction.by_owner.get(owner, prediction.weights))
     loop, start = Loop(member), time.perf_counter()
     common: dict[str, Any] = {
         "party": party,
@@ -206,6 +208,7 @@ def make_loader(
         held_out=plan.terms.training.held_out if held_out is None else held_out,
         classes=None if ignores or not labels else labels[0].classes or None,
         task=task,
+        place=plan.digest,
     )
 
 

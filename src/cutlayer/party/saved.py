@@ -52,6 +52,12 @@ def read_weights(path: Path, plan: Plan, party: str = "") -> dict[str, Tensor]:
     return weights
 
 
+def read_by_owner(folder: Path, plan: Plan, party: str) -> dict[str, dict[str, Tensor]]:
+    """Where a server's replicas differ by client: the weights for each of those that have some of their own."""
+    found = {owner: folder / f"weights-{owner}.safetensors" for owner in plan.owners}
+    return {owner: read_weights(path, plan, party) for owner, path in found.items() if path.exists()}
+
+
 def read_encoding(folder: Path, *, needed: bool = False) -> Encoding | None:
     """What the party's table was scaled and numbered by in training; None if its rows were numbers already.
 

@@ -105,6 +105,8 @@ class Workbench:
             return inputs
         assert run.batch is not None
         rows, specs = run.batch.rows, self._plan.contents.edges
+        target = self._plan.topology.target(run.node)
+        order = [e.name for e in self._plan.topology.inputs(run.node) if e != target or e.name in inputs]
         zeros = {
             edge: tuple(
                 torch.zeros(spec.for_rows(rows).shape, dtype=getattr(torch, spec.dtype), device=self._device)
@@ -113,7 +115,7 @@ class Workbench:
             for edge in self._edges_into[run.node]
             if edge not in inputs
         }
-        return {edge: (inputs | zeros)[edge] for edge in self._edges_into[run.node]} if zeros else inputs
+        return {edge: (inputs | zeros)[edge] for edge in order} if zeros else inputs
 
     def step(self, step: Step) -> None:
         """Step a replica; the server's steps on one party's rows with the learning rate scaled as the plan says."""

@@ -124,6 +124,8 @@ def _own(terms: Terms, together: bool) -> Iterator[str]:
         if several and (together or role != "client"):
             told = f"under {terms.schedule} name the one party of each node"
             yield f"{len(terms.filling(role))} parties fill {role!r}: {told}"
+    if not together:
+        yield from _own_in_turns(terms)
     for source in () if together else terms.source:
         if source.role != "client" or not terms.filling("client"):
             yield (
@@ -132,10 +134,25 @@ def _own(terms: Terms, together: bool) -> Iterator[str]:
             )
 
 
+def _own_in_turns(terms: Terms) -> Iterator[str]:
+    """Where clients take turns there is one server, which conducts and to which all that moves goes."""
+    servers = terms.filling("server")
+    if len(servers) != 1 or terms.conducting != servers[0]:
+        yield f'under {terms.schedule} one party has role = "server", and it is the conductor'
+    for segment in terms.segment:
+        if segment.role in terms.filling("client"):
+            yield (
+                f"{segment.name}.role = {segment.role!r}: under {terms.schedule} each client has a replica of what is at "
+                'one: say role = "client", or give that party another role'
+            )
+
+
 def _together(terms: Terms) -> Iterator[str]:
     """Under `joint` somebody has the labels."""
     if terms.topology == OWN:
         return
+    if terms.labels and terms.topology == "multi_task":
+        yield f"labels = {terms.labels!r} means nothing under multi_task: each server has the labels of its task"
     if terms.labels and terms.labels not in terms.parties:
         yield f"labels = {terms.labels!r} is no party of the plan{nearest(terms.labels, terms.parties)}"
     if terms.labels and terms.filling("labels") not in ((), (terms.labels,)):

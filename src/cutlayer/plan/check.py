@@ -11,7 +11,7 @@ from cutlayer.plan.terms import FORMAT, Method, PartyTerms, Terms, Training
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 PIN = re.compile(r"[0-9a-f]{64}")
-ROWS_BYTES = 24
+ROWS_BYTES = 44
 """What a party's rows take in a header, beside its name."""
 
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):[0-9]{1,5}")
@@ -102,7 +102,9 @@ def _schedule_terms(terms: Terms) -> Iterator[str]:
         "training.cut_average": training.cut_average != 0 and not schedule.joined,
         "turn": terms.turn != "epoch" and terms.schedule not in TAKE_TURNS,
         "training.personal": bool(training.personal) and not moves_state(terms),
-        "parties.….lr_scale": schedule.joined and any(party.lr_scale != 1 for party in terms.parties.values()),
+        "training.loss_weights": bool(training.loss_weights) and _losses(terms) == 1,
+        "parties.….lr_scale": (schedule.joined or schedule.together)
+        and any(party.lr_scale != 1 for party in terms.parties.values()),
         "parties.….cut": terms.schedule != "splitfed_v1" and any(party.cut for party in terms.parties.values()),
         "training.clients_per_round": schedule.together and training.clients_per_round != "all",
         "training.upload_every": training.upload_every != 1 and terms.topology != "decoupled",
@@ -123,6 +125,7 @@ def _schedule_terms(terms: Terms) -> Iterator[str]:
 
 IDLE = {
     "training.clients_per_round": "all parties take part in every step",
+    "training.loss_weights": "there is one loss, and nothing to weigh it against",
     "training.upload_every": "it is for the topology decoupled",
     "training.party_dropout": "it is for joint, where a segment joins what several parties have of the same rows",
     "training.averaged_optimizer": "it is for splitfed_v1, splitfed_v2 and splitfed_v3, which average weights",
@@ -159,6 +162,11 @@ def sealing_parties(terms: Terms) -> tuple[str, ...]:
     if SCHEDULES[terms.schedule].together:
         sealing.update(_told_by_others(terms))
     return tuple(party for party in terms.parties if party in sealing)
+
+
+def _losses(terms: Terms) -> int:
+    """How many losses the topology has; 0 where there is no such topology."""
+    return len(terms.drawn().losses) if terms.topology in casting.ROLES else 0
 
 
 def _told_by_others(terms: Terms) -> set[str]:

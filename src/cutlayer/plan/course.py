@@ -117,6 +117,12 @@ class Course:
         per_epoch = self.epoch_steps(party)
         return min(1, per_epoch) * self.local_steps if self.local_steps else self.local_epochs * per_epoch
 
+    def steps_before(self, party: str, number: int) -> int:
+        """Steps that this party has taken in the rounds before this one."""
+        if self._clients_per_round == len(self.clients):
+            return number * self.steps(party)
+        return sum(party in self.chosen(earlier) for earlier in range(number)) * self.steps(party)
+
     def total_steps(self, party: str) -> int:
         """Steps that this party takes in the whole run."""
         return self._rounds_of[party] * self.steps(party)

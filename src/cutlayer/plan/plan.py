@@ -118,17 +118,24 @@ class Plan:
         if not self.schedule.together and set(self.clients) <= set(absent):
             return f"without {', '.join(absent)} nothing is left that answers"
         unused = self.topology.unused_in_prediction
-        needed = {s.role for s in self.way(unused).segments}
+        holders = {s.name: self._one_holder(s.role) for s in self.topology.nodes}
+        needed = {holders[s.name] for s in self.way(unused).segments}
         missed = [party for party in absent if party in needed]
+        if missed and not self.schedule.together:
+            return f"nothing goes without {missed[0]}, which has a part of every row's way"
         if missed and not self.terms.training.party_dropout:
             return f"the model never learned to do without {missed[0]}: train it with training.party_dropout"
-        gone = {e.name for e in self.topology.cuts() if self.topology.role_of(e.source) in missed}
+        gone = {e.name for e in self.topology.cuts() if holders[e.source] in missed}
         left = {segment.name for segment in self.way(unused | gone).segments}
         answers = {loss.name for loss in self.topology.losses if not loss.auxiliary}
-        lost = [s for s in self.topology.segments if s.role in missed and s.name in left]
+        lost = [s for s in self.topology.segments if holders[s.name] in missed and s.name in left]
         if not answers <= left or lost:
             return f"without {', '.join(missed)} nothing is left that answers"
         return ""
+
+    def _one_holder(self, role: str) -> str:
+        """The party that has a role's nodes; none of clients, each of which has its own."""
+        return "" if role == "client" and not self.schedule.together else self.holder(role, "")
 
     @cached_property
     def _ways(self) -> dict[frozenset[str], Topology]:

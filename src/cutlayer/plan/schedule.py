@@ -196,7 +196,7 @@ def joint(course: "Course") -> Iterator[Work]:
 def works(course: "Course", schedule: "Schedule") -> Iterator[Work]:
     """A schedule's works, its turns parted where edges carry something only in every so-manyth step."""
     for work in schedule.turns(course):
-        yield from _parted(work, course.periods) if isinstance(work, Train) and course.periods else (work,)
+        yield from _parted(work, course) if isinstance(work, Train) and course.periods else (work,)
 
 
 def predictions(course: "Course", absent: Collection[str]) -> Iterator[Work]:
@@ -210,12 +210,14 @@ def predictions(course: "Course", absent: Collection[str]) -> Iterator[Work]:
             yield Predict(parties=(owner,), silent=silent)
 
 
-def _parted(train: Train, periods: Mapping[str, int]) -> Iterator[Train]:
-    """A turn as turns in which the same edges are silent: an edge of period h speaks in each h-th step of a round."""
-    start = train.first
+def _parted(train: Train, course: "Course") -> Iterator[Train]:
+    """A turn as turns in which the same edges are silent: an edge of period h speaks in each h-th step of an owner."""
+    (owner,) = train.parties
+    start, before = train.first, course.steps_before(owner, train.round)
     for step in range(train.first, train.first + train.steps):
         silent, following = (
-            frozenset(name for name, every in periods.items() if (at + 1) % every) for at in (step, step + 1)
+            frozenset(name for name, every in course.periods.items() if (before + at + 1) % every)
+            for at in (step, step + 1)
         )
         if step + 1 == train.first + train.steps or silent != following:
             yield replace(train, first=start, steps=step + 1 - start, silent=silent)

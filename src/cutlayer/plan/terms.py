@@ -183,7 +183,8 @@ class Terms:
 
     def inputs_of(self, role: str) -> tuple[InputTerms, ...]:
         """What a row of features looks like at a role, or at a party."""
-        own = self.parties[role].input if role in self.parties else ()
+        holder = role if role in self.parties else next(iter(self.filling(role)), "")
+        own = self.parties[holder].input if holder else ()
         return own or (self.input if isinstance(self.input, tuple) else (self.input,))
 
     @property

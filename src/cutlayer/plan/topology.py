@@ -48,7 +48,7 @@ class Edge:
     """Carries an activation forward and its gradient back. Sources receive no gradient.
 
     With `gradient = false` nothing comes back but a word that it was used. `every`: it carries something only in every
-    so-manyth training step of a party's turn.
+    so-manyth training step of whose rows they are.
     """
 
     source: str

@@ -103,7 +103,7 @@ def _rows(plan: Plan, members: Mapping[str, Rows], task: Task) -> dict[str, Rows
         if party in members and (task == "train" or any(s.kind == "rows" for s in plan.sources_of(party)))
     }
     counts = list(sharing.values())
-    if any(rows != counts[0] for rows in counts):
+    if len({(rows.train, rows.held_out) for rows in counts}) > 1:
         told = ", ".join(f"{party} {rows.train + rows.held_out}" for party, rows in sharing.items())
         raise RunError(
             f"the parties have columns of the same rows, but bring different numbers of them ({told}): find those that "

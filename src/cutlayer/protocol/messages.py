@@ -4,6 +4,7 @@ A message moves the run; a control frame (`Ping`, `Refuse`) concerns only the li
 file cannot be said: the decoder refuses it by name before anything else looks at it.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -25,6 +26,9 @@ Purpose = Literal["train", "eval", "predict"]
 Task = Literal["train", "predict"]
 StateKind = Literal["replica", "share", "mean", "order"]
 MARK_BYTES = 24
+RUN_NAME_LETTERS = 32
+NONCE_BYTES = 16
+Nonce = Annotated[bytes, Meta(max_length=NONCE_BYTES)]
 Mark = Annotated[bytes, Meta(max_length=MARK_BYTES)]
 
 
@@ -50,6 +54,8 @@ class Rows(Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
 
     train: Count = 0
     held_out: Count = 0
+    nonce: Nonce = b""
+    """Drawn anew for each run by the party: the run's name is made of all of them, so that nobody chooses it alone."""
 
 
 class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
@@ -65,7 +71,8 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
 class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
     """From the conductor: all are here; these are the members and their rows. The schedule follows from it.
 
-    `run` tells this run of the plan from others: what was sealed for another one cannot be played again in this.
+    `run` tells this run of the plan from others: what was sealed for another one cannot be played again in this, not
+    even by the conductor, since each party's nonce is part of it.
     """
 
     run: Name
@@ -159,6 +166,12 @@ class Refuse(Struct, frozen=True, forbid_unknown_fields=True, tag="refuse"):
 
     rule: Name
     detail: Sentence
+
+
+def run_name(plan: str, task: Task, members: Mapping[str, Rows]) -> str:
+    """The name of a run of a plan (its digest), which follows from what all members have drawn for it."""
+    drawn = [(name, members[name].nonce.hex()) for name in sorted(members)]
+    return hashlib.sha256(repr(("run", plan, task, drawn)).encode()).hexdigest()[:RUN_NAME_LETTERS]
 
 
 def is_sound(sums: Mapping[str, float]) -> bool:

@@ -16,7 +16,7 @@ from cutlayer.protocol.wire import body_bytes
 class EdgeRoute:
     """An edge with the parties at its ends. `returns` says whether what it carries is answered.
 
-    Raw data is not, unless its party has no segment whose answers could tell it how far the others are.
+    Raw data is not, unless its party has no segment on the way whose answers could tell it how far the target is.
     """
 
     name: str
@@ -60,7 +60,6 @@ class Route:
         self.owner = owner
         self._topology = topology
         self.party_of = {node.name: plan.holder(node.role, owner) for node in nodes}
-        self._working = {self.party_of[segment.name] for segment in topology.segments}
         self.segments = tuple(s.name for s in topology.segments if self.party_of[s.name] == me)
         self.losses = frozenset(s.name for s in topology.segments if s.loss)
         self.edges = {edge.name: self._edge(plan, edge.source, edge.target) for edge in topology.edges}
@@ -70,10 +69,11 @@ class Route:
         """Mine, those that leave first: they travel while this party computes."""
         self.inputs = {n.name: tuple(e for e in self.edges.values() if e.target == n.name) for n in nodes}
         self.outputs = {n.name: tuple(e for e in self.edges.values() if e.source == n.name) for n in nodes}
+        self.answers = {name: sum(edge.returns for edge in edges) for name, edges in self.outputs.items()}
+        """How many of a node's edges are answered."""
         self.replicas = {name: self._replica(plan, name) for name in self.segments}
-        """By segment. Of a party without segments, its sources stand for it: so it keeps step with the others."""
-        if not self.segments:
-            self.replicas = {name: (name, me) for name in self.sources}
+        """By segment. A source whose raw data is answered stands among them, so that its party keeps step."""
+        self.replicas |= {name: (name, me) for name in self.sources if self.answers[name]}
 
     def _edge(self, plan: Plan, source: str, target: str) -> EdgeRoute:
         name, cutting = f"{source}->{target}", plan.contents.of(self.owner)
@@ -84,9 +84,23 @@ class Route:
             source_party=self.party_of[source],
             target_party=self.party_of[target],
             tensors=cutting.edges[name],
-            returns=self._topology.source(source) is None or self.party_of[source] not in self._working,
+            returns=self._topology.source(source) is None or self._would_run_ahead(source, target),
             differentiable=_gives_gradient(self._topology, cutting, name),
         )
+
+    def _would_run_ahead(self, source: str, target: str) -> bool:
+        """Whether nothing else tells the party of a source how far the target of its raw data is: no segment of its own
+        leads there."""
+        party = self.party_of[source]
+        if self.party_of[target] == party:
+            return False
+        leading, seen = [target], {target}
+        while leading:
+            for edge in self._topology.inputs(leading.pop()):
+                if self._topology.source(edge.source) is None and edge.source not in seen:
+                    seen.add(edge.source)
+                    leading.append(edge.source)
+        return all(self.party_of[node] != party for node in seen)
 
     def _replica(self, plan: Plan, segment: str) -> Replica:
         """A client's own, the holder's one for all, or the holder's one for each client."""
@@ -116,7 +130,7 @@ def largest_body_bytes(plan: Plan) -> int:
     rows = plan.terms.training.batch_size
     edges = [specs for cutting in plan.contents.everywhere for specs in cutting.edges.values()]
     largest = max(body_bytes([spec.for_rows(rows) for spec in specs]) for specs in edges)
-    return max(state_limit_bytes(plan), largest + sealed_limit_bytes(plan, largest))
+    return max(state_limit_bytes(plan), largest, sealed_limit_bytes(plan, largest))
 
 
 SEALED_BYTES = 1024

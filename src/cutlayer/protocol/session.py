@@ -44,6 +44,7 @@ from cutlayer.protocol.messages import (
     Task,
     Turn,
     Welcome,
+    run_name,
 )
 from cutlayer.protocol.movements import Movements
 from cutlayer.protocol.reports import Reports
@@ -80,6 +81,7 @@ class Session:
         members = [name for name in plan.terms.parties if name != me and name not in absent]
         self.peers = tuple(members) if self.conducts else (plan.conductor,)
         self._fellows = Fellows(plan, me)
+        self._window = 1 if plan.topology.is_chain else len(plan.topology.segments)
         self._place = {peer: place for place, peer in enumerate(self.peers)}
         self.joinable = set(self.peers)
         """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
@@ -220,6 +222,8 @@ class Session:
         at_fault = welcome.members.keys() - self.plan.terms.parties.keys() or not self._may_lack(missing)
         if at_fault or welcome.members.get(self.me) != self.rows:
             raise RemoteProtocolError("wrong-rows", peer, "its members are not the plan's, or our rows not ours")
+        if self.rows.nonce and welcome.run != run_name(self.plan.digest, self.task, welcome.members):
+            raise RemoteProtocolError("wrong-rows", peer, "the run's name is not made of what all have drawn for it")
         self.run = welcome.run
         self._begin_schedule(self._agendas(welcome.members))
 
@@ -285,7 +289,7 @@ class Session:
         if not isinstance(work, Train | Evaluate | Predict):
             return None
         self._pop()
-        turn = OpenTurn(number, work, self._agenda.course, self.plan.score_prefixes)
+        turn = OpenTurn(number, work, self._agenda.course, self.plan.score_prefixes, self._window)
         self._traffic.open(turn)
         self._reports.expect(turn)
         return turn
@@ -309,6 +313,8 @@ class Session:
                 name: self._joined.get(name, self.rows) for name in self.plan.terms.parties if name not in self.absent
             }  # fmt: skip
             agenda = self._agendas(members)
+            if self.rows.nonce:
+                self.run = run_name(self.plan.digest, self.task, members)
             for peer in self.peers:
                 self._send(peer, Welcome(self.run, members))
                 self.states[peer] = "running"

@@ -79,7 +79,7 @@ class Traffic:
                 needed[replica] = steps if turn.joined else needed.get(replica, 0) + steps
         for replica, steps in needed.items():
             self.gates[replica].append(turn.number, turn.purpose, steps)
-        turn.replicas_left = turn.step_left = len(needed)
+        turn.replicas_left = turn.replicas = len(needed)
         if needed:
             self.turns[turn.number] = turn
 
@@ -213,7 +213,7 @@ class Traffic:
     def _answered(self, turn: OpenTurn, ticket: Ticket, flight: Flight, edge: EdgeRoute, value: Value) -> None:
         flight.seen.add((edge.name, "backward"))
         flight.grads.setdefault(edge.source, {})[edge.name] = value
-        if len(flight.grads[edge.source]) == len(flight.route.outputs[edge.source]):
+        if len(flight.grads[edge.source]) == flight.route.answers[edge.source]:
             self._turn_back(turn, ticket, flight, edge.source)
 
     def _turn_back(self, turn: OpenTurn, ticket: Ticket, flight: Flight, node: str) -> None:
@@ -296,13 +296,15 @@ class Traffic:
             return
         if not turn.joined or replica[1] not in owners:
             self._step((replica,), owners, turn, slot.normaliser)
-        elif turn.step_left == 1:
+        elif turn.is_last(slot.step):
             self.joined_normaliser = slot.normaliser
             replicas = tuple(self.route(self.me).replicas.values()) if self._own_steps else ()
             self._step(replicas, owners, turn, slot.normaliser)
+        step = slot.step
         if not slot.next_step():
             self._leave(turn, gate)
-        self._finish_step(turn, owners)
+        if turn.drained(step):
+            self._finish_step(turn, owners, step)
         self.out += gate.release()
 
     def _step(self, replicas: tuple[Replica, ...], owners: tuple[str, ...], turn: OpenTurn, normaliser: float) -> None:
@@ -326,14 +328,10 @@ class Traffic:
             gate.slots.popleft()
             self.out += gate.release()
 
-    def _finish_step(self, turn: OpenTurn, owners: tuple[str, ...]) -> None:
-        turn.step_left -= 1
-        if turn.step_left:
-            return
-        turn.flights.clear()
+    def _finish_step(self, turn: OpenTurn, owners: tuple[str, ...], step: int) -> None:
+        turn.forget(step)
         for each in owners:
-            turn.finish(each, turn.due[each])
-        turn.step_left = len(self._route(turn, owners[0]).replicas)
+            turn.finish(each, step)
         owner = self._loads(turn)
         if owner is not None and owner in owners:
             self._begin_step(turn, owner)

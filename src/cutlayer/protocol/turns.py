@@ -15,7 +15,8 @@ from cutlayer.protocol.route import Route
 
 WINDOW: dict[Purpose, int] = {"train": 1, "eval": 2, "predict": 2}
 """Steps that an owner of rows has in flight at a time. Training waits for the step before it; evaluation keeps enough
-in flight to hide the round trip, and little to hold."""
+in flight to hide the round trip, and little to hold. Where a party has several segments that are no chain, one of them
+may be done with a step that another still waits in: it takes tickets of as many steps as there are segments."""
 
 
 @dataclass(slots=True)
@@ -41,8 +42,11 @@ class Flight:
 class OpenTurn:
     """What a party keeps about a turn, from its opening until its own part in it is done."""
 
-    def __init__(self, number: int, work: Turn, course: Course, prefixes: Mapping[str, str]) -> None:
-        """`prefixes`: with what the names of each loss' sums begin."""
+    def __init__(
+        self, number: int, work: Turn, course: Course, prefixes: Mapping[str, str], window: int = 1
+    ) -> None:  # fmt: skip
+        """`prefixes`: with what the names of each loss' sums begin. `window`: of how many steps tickets may come."""
+        self._window = window
         self.number = number
         self.work = work
         self.joined = isinstance(work, Train) and work.joined
@@ -64,8 +68,10 @@ class OpenTurn:
         """A peer has sent something of this turn, so it is at work on it."""
         self.replicas_left = 0
         """Replicas of mine that have not finished this turn."""
-        self.step_left = 0
-        """Replicas of mine that have not finished the step that is due."""
+        self.replicas = 0
+        """Replicas of mine that take part."""
+        self._left: dict[int, int] = {}
+        """How many of them have not finished a step that some have."""
         self._joining: dict[tuple[str, str, int, int], dict[str, Mapping[str, Value]]] = {}
         """Where batches are joined: what has come for (node, direction, step, micro), by owner."""
         self._totals: dict[tuple[int, int], float] = {}
@@ -93,7 +99,7 @@ class OpenTurn:
         if ticket.purpose != self.purpose or step >= self.steps.get(owner, 0):
             return False
         ahead = step - self.due[owner]
-        if ahead >= WINDOW[self.purpose] or (ahead < 0 and self.purpose == "train"):
+        if ahead >= max(WINDOW[self.purpose], self._window) or (ahead < 0 and self.purpose == "train"):
             return False
         return ticket.micro < len(self.batches(owner, step))
 
@@ -102,6 +108,22 @@ class OpenTurn:
         if (owner, step) not in self._batches:
             self._batches[owner, step] = self._parts(owner, step)
         return self._batches[owner, step]
+
+    def is_last(self, step: int) -> bool:
+        """Whether all replicas of mine but one have finished a step."""
+        return self._left.get(step, self.replicas) == 1
+
+    def drained(self, step: int) -> bool:
+        """A replica of mine has finished a step; whether it was the last of them."""
+        left = self._left.pop(step, self.replicas) - 1
+        if left:
+            self._left[step] = left
+        return not left
+
+    def forget(self, step: int) -> None:
+        """Drop the tickets of a step that is through here."""
+        for ticket in [ticket for ticket in self.flights if ticket.step == step]:
+            del self.flights[ticket]
 
     def finish(self, owner: str, step: int) -> None:
         """A step is through at this party."""

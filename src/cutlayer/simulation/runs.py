@@ -19,11 +19,11 @@ from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.party import Party, Setting
 from cutlayer.party.replicas import Replicas
-from cutlayer.party.run import RUN_NAME_BYTES, make_loader
+from cutlayer.party.run import make_loader
 from cutlayer.party.sealed import Seals, Unsealed
 from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.agenda import shared_agendas
-from cutlayer.protocol.messages import Task
+from cutlayer.protocol.messages import NONCE_BYTES, Task
 from cutlayer.protocol.route import Route, largest_body_bytes
 from cutlayer.transport.memory import MemoryChannel, pair
 
@@ -100,7 +100,6 @@ class Result:
         plan = self.agreement.plan
         if reason := plan.why_not_without(absent):
             raise PlanError(reason)
-        states = {name: self.weights_of(name) for name in self.parties}
         present = {name for name in plan.terms.parties if name not in absent}
         if not plan.schedule.together:
             present -= set(plan.clients) - data.keys()
@@ -108,7 +107,8 @@ class Result:
         with torch.random.fork_rng(devices=[]):
             parties = _parties(self.agreement, data, Local(), task="predict", absent=absent)
             for name, party in parties.items():
-                party.restore(states[name])
+                for owner in plan.owners:
+                    party.restore(owner, self.parties[name].weights(owner))
             _drive(parties, None)
         told: dict[str, dict[str, Tensor]] = {}
         for party in parties.values():
@@ -169,7 +169,7 @@ def _parties(
     plan = agreement.plan
     replicas = Replicas(plan, agreement.parts_of, device=local.device)
     agendas = shared_agendas(plan, task)
-    setting = Setting(run="0" * 2 * RUN_NAME_BYTES, agendas=agendas, ahead=1, task=task, absent=tuple(absent))
+    setting = Setting(nonce=bytes(NONCE_BYTES), agendas=agendas, ahead=1, task=task, absent=tuple(absent))
     parties = {}
     for name in plan.terms.parties:
         if name not in absent:
