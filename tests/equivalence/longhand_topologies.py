@@ -172,9 +172,10 @@ def trained(
     return copied
 
 
-def order_key(party: str) -> bytes:
-    """The key of the order of rows that a party makes of its secret."""
-    return hashlib.blake2b(b"order of rows", key=SECRETS[party], digest_size=32).digest()
+def order_key(party: str, plan: str) -> bytes:
+    """The key of the order of rows that a party makes of its secret for a plan, by its digest."""
+    about = hashlib.sha256(b"order of rows" + plan.encode()).digest()
+    return hashlib.blake2b(about, key=SECRETS[party], digest_size=32).digest()
 
 
 def set_aside(rows: int, fraction: float, key: bytes) -> tuple[Tensor, Tensor]:

@@ -69,5 +69,5 @@ def test_a_layer_at_both_sides_is_averaged_over_lanes_as_in_the_simulation(crew:
 def test_a_party_whose_states_would_be_forwarded_does_not_start_without_keys_to_seal_them(schedule: str) -> None:
     work = job(schedule, "vanilla")
     network = Network(credentials=None, connect=("127.0.0.1", 1), insecure_plaintext_on_loopback=True)
-    with pytest.raises(PlanError, match=r"states of a travel sealed.*cutlayer keys pin"):
+    with pytest.raises(PlanError, match=r"what a tells other parties travels sealed.*cutlayer keys pin"):
         run(work.agreement(), "a", network, secret=SECRETS["a"], data=work.data()["a"])

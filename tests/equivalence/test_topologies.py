@@ -272,13 +272,14 @@ def test_shuffled_rows_are_the_same_rows_everywhere_by_the_key_of_the_first_part
     rounds = ROUNDS + 3
     model = Parts([(name, model.get_submodule(name)) for name in (f"bottom_{first}", f"bottom_{second}", "top")])
     result = split(model, data, "vertical", shuffle=True, held_out=0.3, rounds=rounds)
-    chosen, aside = set_aside(ROWS, 0.3, order_key(first))
+    key = order_key(first, result.agreement.plan.digest)
+    chosen, aside = set_aside(ROWS, 0.3, key)
 
     def loss(m: Any, b: Tensor) -> Tensor:
         towers = [m.get_submodule(f"bottom_{name}")(columns[name][b]) for name in (first, second)]
         return F.cross_entropy(m.top(torch.cat(towers, 1)), Y[b])
 
-    assert_close(result.model_for(), trained(model, loss, shuffled(chosen, order_key(first), rounds)))
+    assert_close(result.model_for(), trained(model, loss, shuffled(chosen, key, rounds)))
     with torch.no_grad():
         told = loss(result.model_for(), aside).item()
     assert result.metrics["all"]["loss"] == pytest.approx(told, abs=1e-12)

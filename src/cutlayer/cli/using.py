@@ -104,6 +104,6 @@ def export(
     if out.suffix == ".onnx":
         print(f"{write_onnx(out, agreement, model)}: the whole model, for any number of rows")
         return
-    if out.suffix:
+    if out.suffix and not out.is_dir():
         raise PlanError(f"{out} is no folder, nor does it end in .onnx: name one of both")
     print(f"{write_model(out, plan, agreement, model)}: the whole model; in Python: cutlayer.load_model({str(out)!r})")

@@ -34,7 +34,7 @@ def write_answers(
         answers: outputs `[rows, ...]` by segment and owner of the rows.
         classes: by segment, how many classes there are; 0 where answers are numbers.
         ids: of the rows, if the party has them and the rows are of one owner.
-        names: the classes' names, if the party has them.
+        names: the classes' names, if the party has one for each output.
 
     Raises:
         DataError: another ending, or a file that cannot be written.
@@ -72,9 +72,10 @@ def _of(
     for segment, each in answers.items():
         outputs = each[owner].reshape(rows, -1).double()
         prefix = "" if len(answers) == 1 else f"{segment}."
-        if classes.get(segment):
+        if classes.get(segment) and each[owner].ndim == 2:
             best = outputs.argmax(1).tolist()
-            columns[f"{prefix}answer"] = [names[place] for place in best] if names and not prefix else best
+            named = names and not prefix and len(names) == outputs.shape[1]
+            columns[f"{prefix}answer"] = [names[place] for place in best] if named and names else best
         for place in range(outputs.shape[1]):
             columns[f"{prefix}output_{place}"] = outputs[:, place].numpy()
     return pa.table(columns)

@@ -27,6 +27,8 @@ class Column:
     spec: TensorSpec
     is_label: bool = False
     classes: int | None = None
+    ignored: int | None = None
+    """A label that counts for none of the classes."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,6 +86,8 @@ class Column:
     def _check_classes(self, values: Tensor, rows: Sequence[int]) -> None:
         if self.classes is None or not values.numel():
             return
+        if self.ignored is not None:
+            values = values.where(values != self.ignored, 0)
         low, high = values.min().item(), values.max().item()
         if low >= 0 and high < self.classes:
             return
@@ -131,6 +135,7 @@ class Columns:
         dataset: str,
         *,
         spare_label: bool = False,
+        ignored: int | None = None,
     ) -> "Columns":
         """The columns that the plan's specs ask of `dataset`, a name for sentences."""
         names = ["x"] if len(inputs) == 1 else [f"x[{place}]" for place in range(len(inputs))]
@@ -140,7 +145,7 @@ class Columns:
             ),
             label=None
             if labels is None
-            else Column(name="y", dataset=dataset, spec=labels, is_label=True, classes=classes),
+            else Column(name="y", dataset=dataset, spec=labels, is_label=True, classes=classes, ignored=ignored),
             dataset=dataset,
             spare_label=spare_label,
         )

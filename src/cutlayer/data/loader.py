@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -41,7 +42,7 @@ class Loader:
     each batch with what it has of the rows' ids (`mark`): a dataset's `ids`, or else their places.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a plan expects of rows, said one by one)
         self,
         dataset: Dataset[Any],
         *,
@@ -53,6 +54,7 @@ class Loader:
         classes: int | None = None,
         task: str = "train",
         place: str = "",
+        ignored: int | None = None,
     ) -> None:
         """Set rows aside, and check what there is.
 
@@ -65,7 +67,8 @@ class Loader:
             shuffle: a new order each epoch; else the dataset's own. Held-out rows keep their own order always.
             held_out: rows to evaluate on: a dataset, or the fraction of `dataset` set aside once and for all.
             classes: how many classes there are, if the labels are class numbers.
-            place: where the order key is for, the plan's digest: another plan's rows have another order and other marks.
+            place: what the order key is for, the plan's digest: another plan has another order and other marks.
+            ignored: a label that counts for none of the classes.
             task: with `"predict"` all rows are set aside, and labels are not asked for.
 
         Raises:
@@ -75,7 +78,12 @@ class Loader:
         self._shuffle, self._predicts = shuffle, task == "predict"
         self._secret = secret
         columns = Columns.of(
-            inputs, None if self._predicts else labels, classes, "the dataset", spare_label=self._predicts
+            inputs,
+            None if self._predicts else labels,
+            classes,
+            "the dataset",
+            spare_label=self._predicts,
+            ignored=ignored,
         )
         self._tables = [dataset]
         self._dataset = self._held_out = row_source(dataset, columns, secret)
@@ -83,8 +91,8 @@ class Loader:
         if isinstance(held_out, Dataset):
             self._tables.append(held_out)
             self._held_out = row_source(
-                held_out, Columns.of(inputs, labels, classes, "the held-out dataset"), secret
-            )  # fmt: skip
+                held_out, Columns.of(inputs, labels, classes, "the held-out dataset", ignored=ignored), secret
+            )
         for table, rows in zip(self._tables, (self._dataset, self._held_out), strict=False):
             Ids(table).check(len(rows))
         self._chosen: Tensor | None = None
@@ -230,7 +238,11 @@ class Ids:
         if len(self._ids) != rows:
             raise DataError(f"there are {len(self._ids)} ids for {rows} rows: give each row its id.")
         for value in self._ids:
-            if not (value is None or isinstance(value, str | int | np.integer)) or isinstance(value, bool):
+            try:
+                whole = value is None or isinstance(value, str) or operator.index(value) == value
+            except TypeError:
+                whole = False
+            if not whole or isinstance(value, bool | np.bool_):
                 raise DataError(f"an id is of type {type(value).__name__}: ids are whole numbers or texts.")
 
     def at(self, places: Sequence[int]) -> Iterator[bytes]:

@@ -44,11 +44,19 @@ def released(agreement: Agreement, weights: Sequence[Mapping[str, Tensor]]) -> n
 
 
 def write_model(folder: Path, plan: Path, agreement: Agreement, model: nn.Module) -> Path:
-    """Write the weights into a folder, with the plan and the model's source that `load_model` needs."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the weights into a folder, with the plan and the model's source that `load_model` needs.
+
+    Raises `PlanError` for a folder that cannot be written, or is the plan's own.
+    """
+    if folder.resolve() == plan.parent.resolve():
+        raise PlanError(f"{folder} is the plan's own folder: name another one for the model")
     source = agreement.plan.terms.model.source
-    for name, target in ((plan.name, PLAN), (source, source)):
-        shutil.copyfile(plan.parent / name, folder / target)
+    try:
+        (folder / source).parent.mkdir(parents=True, exist_ok=True)
+        for name, target in ((plan.name, PLAN), (source, source)):
+            shutil.copyfile(plan.parent / name, folder / target)
+    except OSError as error:
+        raise PlanError(f"{folder} cannot be written ({error.strerror}): name another folder") from error
     temporary = folder / f"{MODEL}.tmp"
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, temporary, metadata={"plan": agreement.plan.digest})
@@ -98,6 +106,10 @@ def write_onnx(path: Path, agreement: Agreement, model: nn.Module) -> Path:
         shapes = (shapes,)
     options: dict[str, Any] = {"dynamo": True, "dynamic_shapes": shapes, "external_data": False}
     temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"{path.parent} cannot be made ({error.strerror}): name another file") from error
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
             warnings.simplefilter("ignore")

@@ -198,7 +198,11 @@ def make_loader(
         return None
     if data is None:
         raise DataError(f"{party} brings rows by the plan, but no data is given for it")
-    ignores = any("ignore_index" in plan.loss_of(loss.name).options for loss in plan.topology.losses)
+    ignored = [
+        index
+        for loss in plan.topology.losses
+        if isinstance(index := plan.loss_of(loss.name).options.get("ignore_index"), int)
+    ]
     return Loader(
         data,
         inputs=features[0].specs if features else (),
@@ -206,7 +210,8 @@ def make_loader(
         secret=secret,
         shuffle=plan.terms.training.shuffle,
         held_out=plan.terms.training.held_out if held_out is None else held_out,
-        classes=None if ignores or not labels else labels[0].classes or None,
+        classes=labels[0].classes or None if labels else None,
+        ignored=next(iter(ignored), None),
         task=task,
         place=plan.digest,
     )

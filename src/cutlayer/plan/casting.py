@@ -142,8 +142,8 @@ def _own_in_turns(terms: Terms) -> Iterator[str]:
     for segment in terms.segment:
         if segment.role in terms.filling("client"):
             yield (
-                f"{segment.name}.role = {segment.role!r}: under {terms.schedule} each client has a replica of what is at "
-                'one: say role = "client", or give that party another role'
+                f"{segment.name}.role = {segment.role!r}: under {terms.schedule} each client has a replica of what is "
+                'at one: say role = "client", or give that party another role'
             )
 
 

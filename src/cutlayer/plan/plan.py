@@ -4,7 +4,7 @@
 lie in which segment, and what each edge carries. A party agrees to both, through one digest.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -121,10 +121,15 @@ class Plan:
         holders = {s.name: self._one_holder(s.role) for s in self.topology.nodes}
         needed = {holders[s.name] for s in self.way(unused).segments}
         missed = [party for party in absent if party in needed]
-        if missed and not self.schedule.together:
-            return f"nothing goes without {missed[0]}, which has a part of every row's way"
-        if missed and not self.terms.training.party_dropout:
-            return f"the model never learned to do without {missed[0]}: train it with training.party_dropout"
+        return self._why_not_missed(missed, holders) if missed else ""
+
+    def _why_not_missed(self, missed: Collection[str], holders: Mapping[str, str]) -> str:
+        """The same for parties with a part in predictions; `holders` of each node."""
+        first, unused = next(iter(missed)), self.topology.unused_in_prediction
+        if not self.schedule.together:
+            return f"nothing goes without {first}, which has a part of every row's way"
+        if not self.terms.training.party_dropout:
+            return f"the model never learned to do without {first}: train it with training.party_dropout"
         gone = {e.name for e in self.topology.cuts() if holders[e.source] in missed}
         left = {segment.name for segment in self.way(unused | gone).segments}
         answers = {loss.name for loss in self.topology.losses if not loss.auxiliary}

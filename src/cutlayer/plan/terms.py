@@ -182,10 +182,10 @@ class Terms:
         )
 
     def inputs_of(self, role: str) -> tuple[InputTerms, ...]:
-        """What a row of features looks like at a role, or at a party."""
-        holder = role if role in self.parties else next(iter(self.filling(role)), "")
-        own = self.parties[holder].input if holder else ()
-        return own or (self.input if isinstance(self.input, tuple) else (self.input,))
+        """What a row of features looks like at a role, or at a party: its own, or that of all, or the role's first."""
+        own = self.parties[role].input if role in self.parties else ()
+        shared = self.input if isinstance(self.input, tuple) else (self.input,)
+        return own or shared or next((self.parties[name].input for name in self.filling(role)), ())
 
     @property
     def aggregator(self) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from cutlayer.data.tables import Table
 from cutlayer.errors import DataError, PlanError
 from cutlayer.observe.facts import Observer
 from cutlayer.party.agreement import draft
@@ -27,7 +28,7 @@ from cutlayer.plan.terms import (
     Terms,
     Training,
 )
-from cutlayer.plan.topology import OWN, Join, Topology
+from cutlayer.plan.topology import OWN, TOPOLOGIES, Join, Topology
 from cutlayer.simulation.runs import Result, simulate_plan
 
 Data = Dataset[Any]
@@ -131,7 +132,12 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     separate = held_out if isinstance(held_out, Mapping) else {}
     _check_names(data, separate, cuts or {}, lr_scales or {})
     name, drawn = (topology, None) if isinstance(topology, str) else (OWN, topology)
+    if name not in (*TOPOLOGIES, OWN):
+        raise PlanError(f"topology = {name!r} is unknown{nearest(name, (*TOPOLOGIES, OWN))}")
     schedule = schedule or _schedule_for(name, drawn)
+    for what, value, known in (("join", join, get_args(Join)), ("turn", turn, get_args(TurnUnit))):
+        if value not in known:
+            raise PlanError(f"{what} = {value!r} is unknown{nearest(value, known)}")
     if schedule not in SCHEDULES:
         raise PlanError(f"schedule = {schedule!r} is unknown{nearest(schedule, SCHEDULES)}")
     parties = {
@@ -244,7 +250,8 @@ def _with_inputs(terms: Terms, model: nn.Module, data: Mapping[str, Data]) -> Te
             features, labelled = "rows" in kinds, "labels" in kinds
         else:
             labelled = terms.labels == name or role == "labels" or (role == "server" and not terms.labels)
-            features = role == "client" or isinstance(_first(name, dataset), tuple)
+            table = dataset.has_features if isinstance(dataset, Table) else None
+            features = role == "client" or (isinstance(_first(name, dataset), tuple) if table is None else table)
         if features:
             parties[name] = replace(parties[name], input=_input_terms(model, name, dataset, labelled=labelled))
     return replace(terms, parties=parties)
@@ -254,6 +261,8 @@ def _input_terms(
     model: nn.Module, name: str, dataset: Data, *, labelled: bool = True
 ) -> tuple[InputTerms, ...]:  # fmt: skip
     """The shape of one row, from the first sample; floats take the model's own dtype."""
+    if isinstance(dataset, Table):  # it says so itself, and has no samples before it was fitted
+        return tuple(InputTerms(shape=shape, dtype=dtype) for dtype, shape in dataset.specs)  # type: ignore[arg-type]
     sample = _first(name, dataset)
     try:
         if labelled:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from cutlayer.errors import CutlayerError, LocalProtocolError, PeerStopped, PlanError
+from cutlayer.errors import CutlayerError, DataError, LocalProtocolError, PeerStopped, PlanError
 from cutlayer.model.merge import merge, put_into
 from cutlayer.observe.facts import Observer, Scored
 from cutlayer.observe.meter import Meter
@@ -21,6 +21,7 @@ from cutlayer.party.party import Party, Setting
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import make_loader
 from cutlayer.party.sealed import Seals, Unsealed
+from cutlayer.plan.document import nearest
 from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.agenda import shared_agendas
 from cutlayer.protocol.messages import NONCE_BYTES, Task
@@ -98,6 +99,8 @@ class Result:
         `absent` parties are done without, if the plan was trained with `party_dropout`. Raises `PlanError`.
         """
         plan = self.agreement.plan
+        if strange := [name for name in data if name not in plan.terms.parties]:
+            raise DataError(f"{strange[0]!r} is no party of the plan{nearest(strange[0], plan.terms.parties)}")
         if reason := plan.why_not_without(absent):
             raise PlanError(reason)
         present = {name for name in plan.terms.parties if name not in absent}
