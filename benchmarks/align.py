@@ -28,8 +28,8 @@ from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed
 from cutlayer.party.agreement import draft
 from cutlayer.party.align import align
-from cutlayer.party.run import Network
 from cutlayer.party.alignment.star import circle
+from cutlayer.party.run import Network
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
