@@ -74,7 +74,6 @@ class Desk:
     def __init__(self, seat: Seat, *, join_s: float, answer_s: float, progress: Progress) -> None:
         self._seat, self._join_s, self._answer_s, self._progress = seat, join_s, answer_s, progress
         self._links: dict[str, _Link] = {}
-        self._old: list[_Link] = []
         self._inbox: SimpleQueue[tuple[_Link, Frame | CutlayerError]] = SimpleQueue()
         self._noticed: deque[str] = deque()
 
@@ -89,7 +88,7 @@ class Desk:
     def add(self, channel: Channel) -> None:
         """A link to a peer; a newer one takes the place of an older one."""
         if (old := self._links.get(channel.peer)) is not None:
-            self._old.append(old)
+            old.close(time.monotonic())  # or a peer that comes again and again would leave threads and sockets here
             self._seat.forget(channel.peer)
         self._links[channel.peer] = _Link(channel, lambda link, arrived: self._inbox.put((link, arrived)))
 
@@ -115,7 +114,7 @@ class Desk:
             if listener is not None:
                 listener.close()
             deadline = time.monotonic() + CLOSE_TIMEOUT_S
-            for link in (*self._old, *self._links.values()):
+            for link in self._links.values():
                 link.close(deadline)
 
     def _turn(self, listener: Listener | None, heard: float) -> float:
@@ -156,7 +155,7 @@ class Desk:
         if isinstance(arrived, CutlayerError):
             if not self._seat.forget(peer):
                 raise arrived
-            self._old.append(self._links.pop(peer))
+            self._links.pop(peer).close(time.monotonic())
             self.say(f"{peer} left before all were there: {arrived}")
             return True
         link.room.release()
