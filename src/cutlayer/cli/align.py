@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cutlayer.cli.running import accepted
 from cutlayer.errors import DataError, PlanError
 from cutlayer.observe.facts import Fact, Noticed
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from cutlayer.party.align import Alignment
     from cutlayer.party.alignment.star import Circle
     from cutlayer.party.run import Network
-    from cutlayer.plan.plan import Plan
     from cutlayer.plan.terms import Terms
 
 ROLES = ("client", "labels")
@@ -48,9 +48,7 @@ def align(  # noqa: PLR0913 (each option is one line of what all agree on, or of
     from cutlayer.party.align import align as align_party
     from cutlayer.party.alignment.star import circle
 
-    agreed = _accepted_plan(plan)
-    if party not in agreed.terms.parties:
-        raise PlanError(f"{party!r} is no party of {plan}; its parties are {', '.join(agreed.terms.parties)}")
+    agreed = accepted(plan, party).plan
     holders = tuple(name for name, each in agreed.terms.parties.items() if each.role in ROLES)
     around = circle(agreed, (*holders, *(more or ())), labels=labels, at_least=at_least, comparer=comparer)
     target = out or Path(f"aligned-{party}.parquet")
@@ -69,17 +67,6 @@ def align(  # noqa: PLR0913 (each option is one line of what all agree on, or of
     if ids is not None:
         alignment.write(target, ids)
     _print_summary(alignment, ids, target)
-
-
-def _accepted_plan(plan: Path) -> "Plan":
-    from cutlayer.party import local
-    from cutlayer.party.agreement import read_agreement
-
-    accepted = local.check_accepted(plan)
-    agreed = read_agreement(plan).plan
-    if agreed.digest != accepted:
-        raise PlanError(f"{plan} gives another digest here than when it was accepted: `cutlayer accept {plan}` again")
-    return agreed
 
 
 def _check_target(path: Path) -> None:
