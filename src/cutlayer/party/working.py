@@ -50,7 +50,7 @@ class Workbench:
         self._device = replicas.device
         self._losses = {loss.name: Loss(plan.loss_of(loss.name)) for loss in plan.topology.losses}
         self._edges_into = {
-            segment.name: [e.name for e in plan.topology.inputs(segment.name) if plan.topology.source_kind(e) is None]
+            segment.name: [edge.name for edge in plan.topology.activations(segment.name)]
             for segment in plan.topology.segments
         }
         self._cut_average = plan.terms.training.cut_average
@@ -227,14 +227,10 @@ class Dropout:
     def __init__(self, plan: Plan) -> None:
         self._probability, self._key = plan.terms.training.party_dropout, str(plan.terms.seed).encode()
         cuts = {edge.name for edge in plan.topology.cuts()}
-        activations = {
-            segment.name: [e.name for e in plan.topology.inputs(segment.name) if plan.topology.source_kind(e) is None]
-            for segment in plan.topology.segments
-        }
         self._choices = {
-            name: (tuple(edge for edge in edges if edge in cuts), cuts.issuperset(edges))
-            for name, edges in activations.items()
-            if len(edges) > 1
+            segment.name: (tuple(edge for edge in edges if edge in cuts), cuts.issuperset(edges))
+            for segment in plan.topology.segments
+            if len(edges := [edge.name for edge in plan.topology.activations(segment.name)]) > 1
         }
 
     def of(self, run: Run) -> frozenset[str]:

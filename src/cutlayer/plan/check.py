@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from cutlayer.plan import casting
 from cutlayer.plan.schedule import SCHEDULES, Schedule
@@ -172,18 +172,11 @@ def _losses(terms: Terms) -> int:
 def _told_by_others(terms: Terms) -> set[str]:
     """Those who tell or are told the order of rows by way of the conductor, in training or when the model is used."""
     told: set[str] = set()
-    for kinds in ({"rows", "labels"}, {"rows"}):
-        lead, *others = row_owners(terms, kinds) or ("",)
+    for bringing in (terms.bringing("rows", "labels"), terms.bringing("rows")):
+        lead, *others = bringing or ("",)
         if terms.conducting != lead and (far := [party for party in others if party != terms.conducting]):
             told.update((lead, *far))
     return told
-
-
-def row_owners(terms: Terms, kinds: Collection[str]) -> tuple[str, ...]:
-    """The parties that have a source of these kinds."""
-    roles = {source.role for source in terms.drawn().sources if source.kind in kinds}
-    named, filled = roles & terms.parties.keys(), roles - terms.parties.keys()
-    return tuple(name for name, party in terms.parties.items() if name in named or party.role in filled)
 
 
 def _rounds(training: Training) -> Iterator[str]:

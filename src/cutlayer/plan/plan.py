@@ -159,12 +159,12 @@ class Plan:
     @cached_property
     def row_owners(self) -> tuple[str, ...]:
         """The parties that bring columns, in party order."""
-        return tuple(party for party in self.terms.parties if self.sources_of(party))
+        return self.terms.bringing("rows", "labels")
 
     @cached_property
     def feature_owners(self) -> tuple[str, ...]:
         """The parties that bring columns of features, in party order."""
-        return tuple(p for p in self.row_owners if any(source.kind == "rows" for source in self.sources_of(p)))
+        return self.terms.bringing("rows")
 
     @cached_property
     def score_prefixes(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Literal
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.schedule import TurnUnit
 from cutlayer.plan.tensors import DType, TensorSpec
-from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, Topology
+from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, SourceKind, Topology
 
 FORMAT = 3
 
@@ -180,6 +180,12 @@ class Terms:
             for one, other in ((a, b), (b, a))
             if conductor not in (a, b)
         )
+
+    def bringing(self, *kinds: SourceKind) -> tuple[str, ...]:
+        """The parties that have a source of these kinds, in party order."""
+        roles = {source.role for source in self.drawn().sources if source.kind in kinds}
+        named, filled = roles & self.parties.keys(), roles - self.parties.keys()
+        return tuple(name for name, party in self.parties.items() if name in named or party.role in filled)
 
     def inputs_of(self, role: str) -> tuple[InputTerms, ...]:
         """What a row of features looks like at a role, or at a party: its own, or that of all, or the role's first."""

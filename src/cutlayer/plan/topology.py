@@ -118,6 +118,10 @@ class Topology:
     def outputs(self, node: str) -> tuple[Edge, ...]:
         return tuple(e for e in self.edges if e.source == node)
 
+    def activations(self, node: str) -> tuple[Edge, ...]:
+        """The edges that bring a segment what other segments gave, no raw data."""
+        return tuple(edge for edge in self.inputs(node) if self.source(edge.source) is None)
+
     def target(self, loss: str) -> Edge | None:
         """The edge that brings a loss what it compares its output with."""
         from_sources = [edge for edge in self.inputs(loss) if self.source_kind(edge)]
@@ -185,10 +189,7 @@ class Topology:
     def unused_in_prediction(self) -> frozenset[str]:
         """Edges that only training needs: a loss' target, and whatever leads to an auxiliary segment."""
         targets = {edge.name for loss in self.losses if (edge := self.target(loss.name)) is not None}
-        return frozenset(targets | {e.name for e in self.edges if not self.source(e.target) and self._helps(e.target)})
-
-    def _helps(self, node: str) -> bool:
-        return self.segment(node).auxiliary
+        return frozenset(targets | {e.name for s in self.segments if s.auxiliary for e in self.inputs(s.name)})
 
 
 def vanilla(cast: Cast = Cast()) -> Topology:

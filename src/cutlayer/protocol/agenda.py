@@ -97,11 +97,8 @@ def _rows(plan: Plan, members: Mapping[str, Rows], task: Task) -> dict[str, Rows
     """How many rows travel under each owner's name. Raises `RunError`."""
     if not plan.schedule.together:
         return {owner: members[owner] for owner in plan.owners if owner in members}
-    sharing = {
-        party: members[party]
-        for party in plan.row_owners
-        if party in members and (task == "train" or any(s.kind == "rows" for s in plan.sources_of(party)))
-    }
+    bringing = plan.row_owners if task == "train" else plan.feature_owners
+    sharing = {party: members[party] for party in bringing if party in members}
     counts = list(sharing.values())
     if len({(rows.train, rows.held_out) for rows in counts}) > 1:
         told = ", ".join(f"{party} {rows.train + rows.held_out}" for party, rows in sharing.items())
