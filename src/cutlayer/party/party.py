@@ -77,8 +77,8 @@ class Party:
     """Party `name` in a run of `plan`.
 
     `replicas` are its own, or those of all parties in this process. `loader` has its rows, if it brings any; `secret`
-    is its own 32 bytes, the key of all its random streams. `seals` are for states that another party forwards. After
-    the run `error` is None if it ended as planned.
+    is its own 32 bytes, the key of all its random streams. `seals` are for what the conductor forwards: states, and
+    frames between parties without a link. After the run `error` is None if it ended as planned.
     """
 
     def __init__(

@@ -153,7 +153,7 @@ def moves_state(terms: Terms) -> bool:
 
 
 def sealing_parties(terms: Terms) -> tuple[str, ...]:
-    """The parties whose states, sent or received, the conductor's party forwards and must not read."""
+    """The parties that say or hear, by way of the conductor, what it must not read: states, frames, the order key."""
     hands_over = SCHEDULES[terms.schedule].hands_over
     sealing: set[str] = set()
     if hands_over or (needs_aggregator(terms) and terms.filling("aggregator")):

@@ -2,6 +2,9 @@
 
 It knows who may speak (`rules.MOVES`), whose turn it is (the plan's schedule, which every party runs), and hands each
 ticket to `traffic`. Whatever a peer sends is refused, by the name of a rule, before its payload is decoded.
+
+It is longer than other files since all that may be said is answered here, side by side. What a kind of message means
+lies in `traffic`, `movements`, `reports` and `fellows`.
 """
 
 from collections.abc import Collection, Mapping
@@ -56,9 +59,9 @@ from cutlayer.protocol.turns import OpenTurn
 class Session:
     """Party `me` in a run of `plan`, bringing `rows`. `feed` it events, carry out the actions in order.
 
-    `run` is the name that a conductor gives the run. Sessions of one process may share their agendas. `ahead`: how
-    many turns a conductor grants before the oldest of them is done, if not as many as the plan's limits allow. `task`:
-    to train, or to predict; `absent`: for a conductor that predicts, the parties that it does without.
+    `run`: the run's name, where no nonce in `rows` makes it one. Sessions of one process may share their agendas.
+    `ahead`: how many turns a conductor grants before the oldest of them is done, if not as many as the plan's limits
+    allow. `task`: to train, or to predict; `absent`: for a conductor that predicts, the parties that it does without.
     """
 
     def __init__(

@@ -132,14 +132,8 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     separate = held_out if isinstance(held_out, Mapping) else {}
     _check_names(data, separate, cuts or {}, lr_scales or {})
     name, drawn = (topology, None) if isinstance(topology, str) else (OWN, topology)
-    if name not in (*TOPOLOGIES, OWN):
-        raise PlanError(f"topology = {name!r} is unknown{nearest(name, (*TOPOLOGIES, OWN))}")
     schedule = schedule or _schedule_for(name, drawn)
-    for what, value, known in (("join", join, get_args(Join)), ("turn", turn, get_args(TurnUnit))):
-        if value not in known:
-            raise PlanError(f"{what} = {value!r} is unknown{nearest(value, known)}")
-    if schedule not in SCHEDULES:
-        raise PlanError(f"schedule = {schedule!r} is unknown{nearest(schedule, SCHEDULES)}")
+    _check_words(topology=name, schedule=schedule, join=join, turn=turn)
     parties = {
         party: PartyTerms(role=role, cut=_layers((cuts or {}).get(party)), lr_scale=(lr_scales or {}).get(party, 1.0))
         for party, role in _roles(data, roles or {}, drawn, SCHEDULES[schedule].together).items()
@@ -198,6 +192,19 @@ def _check_names(data: Mapping[str, Data], held_out: Mapping[str, Data], *others
         raise DataError(f"held_out has rows of {', '.join(strange)}, but the clients are {', '.join(data)}")
     if unknown := sorted(set().union(*others) - data.keys()):
         raise PlanError(f"cuts and lr_scales name {', '.join(unknown)}, but the clients are {', '.join(data)}")
+
+
+def _check_words(**given: str) -> None:
+    """What a plan's text could not say, a call cannot either."""
+    known = {
+        "topology": (*TOPOLOGIES, OWN),
+        "schedule": tuple(SCHEDULES),
+        "join": get_args(Join),
+        "turn": get_args(TurnUnit),
+    }
+    for what, value in given.items():
+        if value not in known[what]:
+            raise PlanError(f"{what} = {value!r} is unknown{nearest(value, known[what])}")
 
 
 def _schedule_for(topology: str, drawn: Topology | None) -> str:
