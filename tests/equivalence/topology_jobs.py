@@ -100,19 +100,28 @@ def _tasks() -> dict[str, Dataset[Any]]:
     return _with_labels("server", _classes())() | {"d": TensorDataset(_columns("d"))}
 
 
+def _with_auxiliary(name: str, outputs: int) -> Parts:
+    torch.manual_seed(3)
+    return Parts(bottom=_linear((SIZES["a"], 5)), **{name: _linear((5, outputs))}, top=_linear((5, 3)))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "vertical": lambda: network(top=(10, 3)),
     "vertical_u_shaped": lambda: network(middle=(10, 5), head=(5, 3)),
     "extended_vanilla": lambda: network(middle=(10, 5), top=(5, 3)),
     "multi_task": lambda: network(top_d=(10, 2), top_server=(10, 3)),
     "multi_hop": chain,
+    "decoupled": lambda: _with_auxiliary("auxiliary", 3),
+    "semi_supervised": lambda: _with_auxiliary("decoder", SIZES["a"]),
 }
 DATA: dict[str, Callable[[], dict[str, Dataset[Any]]]] = {
     "vertical": _with_labels("c", _classes()),
     "vertical_u_shaped": _with_labels("b", _classes()),
     "extended_vanilla": _with_labels("server", _classes()),
     "multi_task": _tasks,
-    "multi_hop": lambda: {"a": TensorDataset(_columns("a"), _classes())},
+    **dict.fromkeys(
+        ("multi_hop", "decoupled", "semi_supervised"), lambda: {"a": TensorDataset(_columns("a"), _classes())}
+    ),
 }
 JOBS: dict[str, TopologyJob] = {
     "vertical, a party with labels only": TopologyJob(
@@ -134,6 +143,24 @@ JOBS: dict[str, TopologyJob] = {
             "multi_task",
             {"a": "client", "b": "client", "server": "server", "d": "server"},
             training={"losses": {"top_d": Method(name="mse_loss")}, "loss_weights": {"top_d": 0.3}},
+        )
+    ),
+    "decoupled, each second batch": TopologyJob(
+        terms=terms(
+            "decoupled",
+            {"a": "client", "server": "server"},
+            schedule="alternating",
+            input=InputTerms(shape=(3,), dtype="float64"),
+            training={"upload_every": 2},
+        )
+    ),
+    "semi_supervised": TopologyJob(
+        terms=terms(
+            "semi_supervised",
+            {"a": "client", "server": "server"},
+            schedule="alternating",
+            input=InputTerms(shape=(3,), dtype="float64"),
+            training={"loss_weights": {"decoder": 0.5}},
         )
     ),
     "multi_hop, two hops": TopologyJob(
