@@ -15,6 +15,7 @@ CutlayerError
 └── RunError             the run cannot go on
     ├── SegmentFailed        the user's own model raised an exception
     ├── PeerStopped          a peer ended the run and said why
+    ├── Interrupted          a peer was lost, or is back: the run is taken up again from a save
     ├── Misaligned           two parties mean different rows by the same ticket
     └── Diverged             a loss or a gradient is not finite
 """
@@ -106,6 +107,14 @@ class SegmentFailed(RunError):
 
 class PeerStopped(RunError):
     """A peer ended the run and said why."""
+
+
+class Interrupted(RunError):
+    """The run cannot go on as it is, but can be taken up from a save; `without` those that are not waited for."""
+
+    def __init__(self, sentence: str, without: Iterable[str] = ()) -> None:
+        self.without = frozenset(without)
+        super().__init__(sentence)
 
 
 class Misaligned(RunError):

@@ -15,6 +15,7 @@ from cutlayer.errors import CutlayerError, DataError, Misaligned, RunError
 from cutlayer.observe.facts import Spent
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.protocol.resuming import Standing
 from cutlayer.simulation import runs
 from equivalence.longhand_topologies import (
     CLASSES,
@@ -132,7 +133,7 @@ def run(agreed: Agreement, data: Any, seed: int = 0) -> tuple[dict[str, Any], li
     facts: list[Any] = []
     delivery = random.Random(seed)  # noqa: S311
     local = runs.Local(secrets=SECRETS, observers=dict.fromkeys(agreed.plan.terms.parties, (facts.append,)))
-    parties = runs._parties(agreed, data, local)
+    parties = runs._Crew(agreed, data, local).parties(Standing())
     with suppress(CutlayerError):
         runs._drive(parties, delivery)
     return parties, facts

@@ -9,6 +9,7 @@ from cutlayer.observe.facts import Crossed, Fact, Noticed, Progressed, Scored, S
 from cutlayer.observe.lines import from_line, to_line
 from cutlayer.observe.progress import LINES_PER_OWNER, ProgressBars
 from cutlayer.plan.tensors import TensorShape
+from cutlayer.protocol.messages import Ticket
 
 
 def progressed(owner: str, done: int, total: int = 8, party: str = "") -> Progressed:
@@ -80,6 +81,7 @@ def test_an_owner_that_was_not_named_gets_its_own_line() -> None:
         Crossed(
             party="lab", peer="clinic", edge="a->b", way="forward", sent=False, purpose="eval", rows=3, carries=None,
             shapes=(TensorShape("float32", (3, 2)),), payload_bytes=24, frame_bytes=99,
+            run="r", ticket=Ticket(3, "clinic", 1, 0, "eval"),
         ),
     ],
 )  # fmt: skip

@@ -152,7 +152,7 @@ def looped(base: Result, data: dict[str, TensorDataset], limits: Limits) -> tupl
 
     def work(name: str) -> None:
         try:
-            Loop(parties[name]).run(channels[name])
+            Loop(parties[name].plan, name).run(parties[name], channels[name])
         except BaseException as error:
             errors.append(error)
 
@@ -196,5 +196,5 @@ def test_a_party_that_is_left_alone_says_who_is_gone() -> None:
     mine, theirs = pair("a", "server", base.agreement.plan.terms.limits)
     theirs.close()
     with pytest.raises(ChannelClosed, match="server is lost"):
-        Loop(party).run([mine])
+        Loop(party.plan, "a").run(party, [mine])
     assert party.over

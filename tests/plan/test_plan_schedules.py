@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.plan.course import Course
-from cutlayer.plan.schedule import SCHEDULES, Average, Entrust, Evaluate, HandOver, Predict, Share, Train, Work
+from cutlayer.plan.schedule import SCHEDULES, Average, Entrust, Evaluate, HandOver, Predict, Save, Share, Train, Work
 
 
 def course(*train: int, held_out: tuple[int, ...] = (), schedule: str = "relay", **terms: Any) -> Course:
@@ -29,13 +29,15 @@ def said(schedule: str, *train: int, **terms: Any) -> list[str]:
     return [word(work) for work in SCHEDULES[schedule].turns(course(*train, schedule=schedule, **terms))]
 
 
-def word(work: Work) -> str:
+def word(work: Work) -> str:  # noqa: PLR0911 (a word for each kind)
     assert not isinstance(work, Predict), "no schedule predicts"
     match work:
         case Train():
             return f"{''.join(work.parties)}{work.first}-{work.first + work.steps - 1}"
         case Evaluate():
             return f"evaluate {''.join(work.parties)}"
+        case Save():
+            return f"save {work.round}"
         case HandOver():
             return f"{work.source} to {work.target}"
         case Share():

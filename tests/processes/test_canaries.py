@@ -31,7 +31,7 @@ from cutlayer.party.run import Network, run
 from cutlayer.protocol.messages import Forward, Sealed
 from cutlayer.protocol.wire import Frame, decode
 from cutlayer.simulation import simulate_plan
-from cutlayer.transport.lanes import LanesChannel
+from cutlayer.transport.link import Link
 from cutlayer.transport.memory import MemoryChannel
 from processes.planted import AWAY, HOME, ROWS, SCENES, WIDTH, Form, Tap, agreed, hexadecimal, plant
 
@@ -41,7 +41,7 @@ PATIENCE_S = 60
 @pytest.fixture
 def tap(monkeypatch: pytest.MonkeyPatch) -> Tap:
     tap = Tap()
-    for channel in (MemoryChannel, LanesChannel):
+    for channel in (MemoryChannel, Link):
         send = channel.send
 
         def tapped(self: Any, frame: Frame, send: Any = send) -> int:

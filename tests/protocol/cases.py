@@ -105,7 +105,7 @@ CASES = {
     "a normaliser in evaluation": at_client(
         "wrong-normaliser", Backward(in_eval(0), "bottom->top", (), 4.0), after(A, Forward, 2, turn=2)
     ),
-    "a member missing": at_client("wrong-rows", Welcome("", {A: ROWS[A], LAB: Rows()}), joined),
+    "a member missing": at_client("wrong-members", Welcome("", {A: ROWS[A], LAB: Rows()}), joined),
     "a member too many": at_client("wrong-rows", Welcome("", MEMBERS | {"nobody": Rows()}), joined),
     "other rows than announced": at_client("wrong-rows", Welcome("", MEMBERS | {A: Rows(9, 10)}), joined),
     "a report of no turn": at_lab("wrong-report", Report(9, {})),

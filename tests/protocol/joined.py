@@ -30,10 +30,13 @@ from cutlayer.protocol.events import (
     Settle,
     Spread,
     Step,
+    Store,
+    Stored,
     Take,
     Tell,
 )
 from cutlayer.protocol.messages import MARK_BYTES, Control, Message, Rows, Sealed, Task, Ticket
+from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.session import Session
 from protocol.plans import LAB
 from protocol.words import Words, Worker
@@ -92,7 +95,12 @@ class Wire:
         agendas = shared_agendas(plan, task) if shared else None
         self.sessions = {
             name: Session(
-                plan, name, rows.get(name, Rows()), agendas=agendas, task=task, absent=absent if name == LAB else ()
+                plan,
+                name,
+                rows.get(name, Rows()),
+                agendas=agendas,
+                task=task,
+                standing=Standing(absent=frozenset(absent if name == LAB else ())),
             )
             for name in plan.terms.parties
             if name not in absent
@@ -163,6 +171,8 @@ class Wire:
                     self._perform(party, Send(state.target if linked else LAB, state, payload))
             case Send():
                 self._send(party, action)
+            case Store():
+                self.results[party].append(Stored(action.number))
             case Drop():
                 self.links.pop((action.peer, party), None)
                 self._close(party, action.peer)

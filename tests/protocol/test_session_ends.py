@@ -6,7 +6,7 @@ import pytest
 
 from cutlayer.errors import ChannelClosed, ChannelTimeout, DataError, Diverged, PeerStopped, RunError
 from cutlayer.plan.limits import Limits
-from cutlayer.protocol.events import Broke, Connected, Done, Fail, Lost, Ran, Run, Send, Tick
+from cutlayer.protocol.events import Broke, Connected, Done, Fail, Finish, Lost, Ran, Run, Send, Tick
 from cutlayer.protocol.messages import Bye, Forward, Rows
 from protocol.joined import Wire
 from protocol.plans import LAB, A, B, C, make_plan
@@ -106,7 +106,7 @@ def test_the_lab_fails_when_it_loses_a_client_in_the_run_and_tells_the_others() 
 def test_the_lab_is_content_when_a_client_is_lost_after_the_last_turn() -> None:
     leaving = wire().run(until=lambda wire: any(isinstance(send.message, Bye) for send in wire.sent(LAB)))
     assert leaving.feed(LAB, Lost(A, "gone")) == []
-    assert [type(action) for action in leaving.feed(LAB, Lost(B, "gone"))] == [Done]
+    assert [type(action) for action in leaving.feed(LAB, Lost(B, "gone"))] == [Finish, Done]
 
 
 @pytest.mark.parametrize("seed", range(20))

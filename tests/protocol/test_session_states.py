@@ -81,5 +81,5 @@ def test_states_travel_by_the_lab_alone_and_each_once() -> None:
 def test_the_aggregator_hears_of_nothing_but_states() -> None:
     wire = Wire(make_plan(**V2), ROWS).start().run()
     heard = {type(send.message).__name__ for send in wire.sent(LAB, SUMS)}
-    assert heard == {"Hello", "Welcome", "State", "Bye"}
+    assert heard == {"Hello", "Welcome", "State", "Saved", "Bye"}
     assert not any(isinstance(action, Run | Step) for action in wire.actions(SUMS))

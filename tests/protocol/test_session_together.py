@@ -332,12 +332,12 @@ def test_a_member_does_without_another_only_where_the_plan_allows_it() -> None:
         wire = predicting("vertical", None, (A,), dropout).run()
         assert (not any(isinstance(ending, Fail) for ending in wire.endings().values())) == done
         refusals = [s.message.rule for s in sent(wire) if isinstance(s.message, Refuse)]
-        assert set(refusals) == (set() if done else {"wrong-rows"})
+        assert set(refusals) == (set() if done else {"wrong-members"})
 
 
 def test_nobody_may_be_missing_when_training() -> None:
     wire = Wire(make_plan(VERTICAL, party_dropout=0.5), BROUGHT, absent=(A,)).start().run()
-    assert {s.message.rule for s in sent(wire) if isinstance(s.message, Refuse)} == {"wrong-rows"}
+    assert {s.message.rule for s in sent(wire) if isinstance(s.message, Refuse)} == {"wrong-members"}
 
 
 def test_who_joins_what_others_have_cannot_be_missing() -> None:

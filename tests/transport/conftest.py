@@ -23,7 +23,13 @@ def foreign_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def limits() -> Limits:
-    return Limits(silence_timeout_s=0.5, send_timeout_s=2.0, handshake_timeout_s=1.0, join_timeout_s=5.0)
+    return Limits(
+        silence_timeout_s=0.5,
+        send_timeout_s=2.0,
+        handshake_timeout_s=1.0,
+        join_timeout_s=5.0,
+        reconnect_timeout_s=1.0,
+    )
 
 
 @pytest.fixture

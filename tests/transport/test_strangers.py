@@ -13,6 +13,7 @@ import pytest
 from cutlayer.errors import ChannelTimeout
 from cutlayer.keys import load_credentials
 from cutlayer.plan.limits import Limits
+from cutlayer.protocol.wire import MAGIC
 from cutlayer.transport import Listener, Refusal, dial
 
 Listen = Callable[..., Listener]
@@ -56,7 +57,7 @@ def test_what_is_no_opening_is_turned_away(listen: Listen, kit: Path) -> None:
     context = ssl.create_default_context(cafile=credentials.authority)
     context.load_cert_chain(credentials.certificate, credentials.key)
     with knock(listener) as plain, context.wrap_socket(plain, server_hostname="lab") as caller:
-        caller.sendall(b"CUT\x01" + (3000).to_bytes(4, "big") + bytes(8))
+        caller.sendall(MAGIC + (3000).to_bytes(4, "big") + bytes(24))
         assert first_refusal(listener).reason.endswith("header of 3,000 bytes; the limit is 1,024")
 
 

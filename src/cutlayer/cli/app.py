@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli import keys, plan, project, running, using
+from cutlayer.cli import audit, keys, plan, project, running, using
 from cutlayer.cli.align import align
 from cutlayer.cli.deal import deal
 from cutlayer.cli.demo import demo
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(plan.app, name="plan")
+app.add_typer(audit.app, name="audit")
 app.command()(demo)
 app.command(name="init")(project.init)
 app.command()(deal)

@@ -1,6 +1,8 @@
 """`cutlayer run` and `cutlayer simulate`: one party over a network; all parties in this process."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,13 +11,14 @@ import msgspec
 import typer
 
 from cutlayer.errors import PlanError
-from cutlayer.observe.facts import Fact, Noticed, Progressed, Scored
+from cutlayer.observe.facts import Fact, Noticed, Progressed, Resumed, Saved, Scored
 from cutlayer.observe.lines import to_line
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from cutlayer.data.encoding import Encoding
+    from cutlayer.observe.audit import Audit
     from cutlayer.party.agreement import Agreement
     from cutlayer.party.local import PartyFile
     from cutlayer.party.run import Network
@@ -44,12 +47,19 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     threads: Annotated[int, typer.Option(help="Threads for torch; 0 leaves its default.")] = 0,
     json_file: JsonFile = None,
     facts: Annotated[bool, typer.Option("--facts", help="Print facts as JSON lines instead of progress.")] = False,
+    saves: Annotated[str, typer.Option(help="Folder or fsspec URL for the run's saves; by default in --out.")] = "",
+    anew: Annotated[bool, typer.Option("--anew", help="Forget the saves that are there, and begin anew.")] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure-plaintext-on-loopback", help="NO encryption, NO identities; loopback only.")
     ] = False,
 ) -> None:
-    """Take part in a run as one party. Parties may start in any order."""
+    """Take part in a run as one party. Parties may start in any order.
+
+    The same command brings a party that was stopped, or killed, back to the run.
+    """
+    from cutlayer.party.local import DenyList
     from cutlayer.party.memory import keep_freed_memory
+    from cutlayer.party.run import Saves
     from cutlayer.party.run import run as run_party
 
     here = party_file(
@@ -57,15 +67,20 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
         party,
         own_file,
         {"data": data, "held_out": held_out, "label": label, "keys": keys, "listen": listen, "connect": connect,
-         "out": out, "device": device, "threads": threads},
+         "out": out, "device": device, "threads": threads, "saves": saves},
     )  # fmt: skip
     keep_freed_memory()
     set_threads(here)
     agreement = accepted(plan, party)
     network, secret = network_of(here, party, agreement.plan.terms, insecure=insecure)
     owners = agreement.plan.owners
+    results = Path(here.out or f"runs/{agreement.plan.terms.name}/{party}")
+    place = here.saves or str(results / "saves" / agreement.plan.digest[:12])
     try:
-        with observer_for(facts, (party,) if party in owners else owners[: len(owners) == 1]) as observer:
+        with (
+            observer_for(facts, (party,) if party in owners else owners[: len(owners) == 1]) as observer,
+            audit_for(here, party, agreement.plan.digest, results) as audits,
+        ):
             outcome = run_party(
                 agreement,
                 party,
@@ -73,13 +88,15 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
                 secret=secret,
                 data=rows_of(here, here.data, plan),
                 held_out=rows_of(replace(here, aligned=""), here.held_out, plan),
-                observers=(observer,),
+                observers=(observer, *audits),
                 device=here.device,
+                saves=Saves(place=place, anew=anew),
+                denied=DenyList(own_file or plan.parent / f"{party}.toml", here.deny),
             )
     except KeyboardInterrupt:
         typer.echo(f"cutlayer: {party} was stopped by hand", err=True)
         raise typer.Exit(130) from None
-    saved = outcome.save(Path(here.out or f"runs/{agreement.plan.terms.name}/{party}"))
+    saved = outcome.save(results)
     report = outcome.report() | {"saved": str(saved)}
     _write_json(json_file, report)
     if not facts:
@@ -241,8 +258,27 @@ def observer_for(facts: bool, owners: tuple[str, ...]) -> Any:
     return nullcontext(_print_fact) if facts else ProgressBars(owners)
 
 
+@contextmanager
+def audit_for(here: "PartyFile", party: str, plan: str, results: Path) -> "Iterator[tuple[Audit, ...]]":
+    """The log of all that crosses, beside the results, signed if the party has a key to sign with; or none."""
+    from cutlayer.keys.signing import load_signer
+    from cutlayer.observe.audit import Audit
+
+    if not here.audit:
+        yield ()
+        return
+    keys = Path(here.keys)
+    sign = load_signer(keys, party) if (keys / f"{party}.seal.key").exists() else None
+    results.mkdir(parents=True, exist_ok=True)
+    audit = Audit(results / "audit.jsonl", party=party, plan=plan, sign=sign)
+    try:
+        yield (audit,)
+    finally:
+        audit.close()
+
+
 def _print_fact(fact: Fact) -> None:
-    if isinstance(fact, Noticed | Progressed | Scored):
+    if isinstance(fact, Noticed | Progressed | Scored | Saved | Resumed):
         print(to_line(fact), flush=True)
 
 

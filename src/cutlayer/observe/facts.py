@@ -11,16 +11,19 @@ from typing import Literal
 from cutlayer.plan.schedule import Kind
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.topology import SourceKind
-from cutlayer.protocol.messages import Purpose, StateKind
+from cutlayer.protocol.messages import Purpose, StateKind, Ticket
 
-VERSION = 3
+VERSION = 4
 
 Way = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossed:
-    """A message with tensors crossed this party's border. `carries` is None for activations and gradients."""
+    """A message with tensors crossed this party's border. `carries` is None for activations and gradients.
+
+    `digest` is of the payload's bytes as they crossed, equal at both ends; empty where nobody keeps an audit.
+    """
 
     party: str
     peer: str
@@ -33,6 +36,11 @@ class Crossed:
     shapes: tuple[TensorShape, ...]
     payload_bytes: int
     frame_bytes: int
+    run: str
+    ticket: Ticket
+    codec: str = "raw"
+    defence: str = "none"
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +48,7 @@ class Moved:
     """A state crossed this party's border between turns: a replica handed on, a share of an average, or the mean.
 
     `source` and `target` are its first sender and last receiver, of which this party is one; `sealed` says that a third
-    one forwards it unread.
+    one forwards it unread. `number` is the movement's place in the schedule; `digest` as in `Crossed`.
     """
 
     party: str
@@ -52,6 +60,9 @@ class Moved:
     sealed: bool
     payload_bytes: int
     frame_bytes: int
+    run: str
+    number: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +70,7 @@ class Spent:
     """Time that this party's thread spent: loading, computing, sending, or waiting for a peer."""
 
     party: str
-    on: Literal["load", "forward", "backward", "step", "move", "wire", "wait"]
+    on: Literal["load", "forward", "backward", "step", "move", "wire", "save", "wait"]
     seconds: float
 
 
@@ -87,6 +98,30 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """All parties have written their parts of a save, in or after `round`: the run can be taken up from there."""
+
+    party: str
+    number: int
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """The run begins, or is taken up, from a save (-1: from its beginning), with the scores of the turns before it.
+
+    Since `round`, parties are `absent`; those `returned` were absent before.
+    """
+
+    party: str
+    save: int
+    round: int
+    absent: tuple[str, ...]
+    returned: tuple[str, ...]
+    scored: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Noticed:
     """Something a person may want to know, in a sentence."""
 
@@ -94,7 +129,7 @@ class Noticed:
     sentence: str
 
 
-Fact = Crossed | Moved | Spent | Progressed | Scored | Noticed
+Fact = Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Noticed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

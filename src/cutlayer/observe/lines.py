@@ -6,9 +6,11 @@ from typing import Any, Final
 
 import msgspec
 
-from cutlayer.observe.facts import Crossed, Fact, Moved, Noticed, Progressed, Scored, Spent
+from cutlayer.observe.facts import Crossed, Fact, Moved, Noticed, Progressed, Resumed, Saved, Scored, Spent
 
-KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in (Crossed, Moved, Spent, Progressed, Scored, Noticed)}
+KINDS: Final[dict[str, Any]] = {
+    kind.__name__: kind for kind in (Crossed, Moved, Spent, Progressed, Scored, Saved, Resumed, Noticed)
+}
 
 
 def to_line(fact: Fact) -> str:

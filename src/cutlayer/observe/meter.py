@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from cutlayer.observe.facts import Crossed, Fact, Moved, Scored, Spent
+from cutlayer.observe.facts import Crossed, Fact, Moved, Resumed, Scored, Spent
 from cutlayer.plan.tensors import TensorShape
 
 NOT_LONG_AGO = 64
@@ -63,6 +63,10 @@ class Meter:
                 self.seconds[fact.on] += fact.seconds
             case Scored():
                 self._note(fact)
+            case Resumed():
+                self.history = []
+                for score in fact.scored:
+                    self._note(score)
 
     def _note(self, fact: Scored) -> None:
         """A turn's scores on an owner's rows are one entry, though several parties may hold losses."""

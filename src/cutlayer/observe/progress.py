@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from cutlayer.observe.facts import Fact, Noticed, Progressed, Scored
+from cutlayer.observe.facts import Fact, Noticed, Progressed, Resumed, Scored
 
 LINES_PER_OWNER = 4
 """Without a terminal: how often each owner's progress is told during a run."""
@@ -87,6 +87,8 @@ class ProgressBars:
     def __call__(self, fact: Fact) -> None:
         if isinstance(fact, Noticed):
             self.say(fact.sentence)
+        elif isinstance(fact, Resumed):
+            self._resumed(fact)
         elif isinstance(fact, Progressed | Scored):
             track = self._track(fact.owner)
             track.update(fact)
@@ -95,6 +97,16 @@ class ProgressBars:
     def say(self, sentence: str) -> None:
         """A line of its own, above the bars."""
         self._console.print(escape(sentence), style="dim", soft_wrap=True)
+
+    def _resumed(self, fact: Resumed) -> None:
+        for track in self._tracks.values():
+            track.told = 0
+        if fact.save >= 0:
+            self.say(f"{fact.party} goes on from save {fact.save}")
+        if fact.absent:
+            self.say(f"without {', '.join(fact.absent)} from round {fact.round} on")
+        if fact.returned:
+            self.say(f"with {', '.join(fact.returned)} again from round {fact.round} on")
 
     def _track(self, owner: str) -> Track:
         if owner not in self._tracks:

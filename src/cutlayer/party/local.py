@@ -1,6 +1,7 @@
 """What is local to a party and nobody else's business: its data, keys, addresses, device. It changes nothing agreed."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,10 @@ class PartyFile:
     or `package.module:factory`; `features`, `label` and `classes` choose a
     table's columns, or `columns` (`[columns]`) gives each its role; `id`
     names the rows, `aligned` is what `cutlayer align` wrote of them; with
-    `unlabelled` labels may be missing; `options` go to the factory.
+    `unlabelled` labels may be missing; `options` go to the factory. `out`
+    is where results go, and, unless `saves` names another place for them,
+    the run's saves; with `audit` a log of all that crossed, too. `deny`:
+    parties that are not let in any more, also while a run goes on.
     """
 
     data: str = ""
@@ -42,6 +46,9 @@ class PartyFile:
     device: str = "cpu"
     threads: int = 0
     out: str = ""
+    saves: str = ""
+    audit: bool = True
+    deny: list[str] = field(default_factory=list)
 
     @property
     def roles(self) -> TableRoles | None:
@@ -88,9 +95,33 @@ def read_party_file(path: Path) -> PartyFile:
         aligned=beside(here.aligned),
         keys=beside(here.keys),
         out=beside(here.out),
+        saves=beside(here.saves),
     )
     _ = here.roles  # all its faults are told at once, and now
     return here
+
+
+class DenyList:
+    """The parties that a party's own file says are revoked: read again when the file has changed."""
+
+    def __init__(self, path: Path, known: list[str]) -> None:
+        self._path, self._denied = path, tuple(known)
+        self._seen = self._stamp()
+
+    def __call__(self) -> tuple[str, ...]:
+        """Who is revoked; as long as the file cannot be read, who was before."""
+        if (stamp := self._stamp()) != self._seen:
+            self._seen = stamp
+            with suppress(PlanError):
+                self._denied = tuple(read_party_file(self._path).deny)
+        return self._denied
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return 0, 0
+        return found.st_mtime_ns, found.st_size
 
 
 def accept(plan: Path, digest: str) -> None:

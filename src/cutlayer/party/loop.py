@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from cutlayer.errors import ChannelError, ChannelTimeout, RunError
+from cutlayer.errors import ChannelError, ChannelTimeout, CutlayerError, Interrupted, RunError
 from cutlayer.observe.facts import Noticed, Spent
+from cutlayer.party.guard import Guard
 from cutlayer.party.party import Party
-from cutlayer.protocol.events import Broke, Lost, Tick
+from cutlayer.plan.plan import Plan
+from cutlayer.protocol.events import Broke, Event, Lost, Tick
 from cutlayer.protocol.route import largest_body_bytes
 from cutlayer.protocol.wire import Frame
 from cutlayer.transport.channel import Channel
@@ -27,44 +29,83 @@ class Link:
 
 
 class StoppedByHandError(RunError):
-    """A person pressed Ctrl-C, or sent SIGTERM."""
+    """A person pressed Ctrl-C, or sent SIGTERM where the run cannot be taken up again."""
 
 
-Item = Channel | Noticed | StoppedByHandError | tuple[Link, Frame | Exception]
-"""What is put into the inbox: a new channel, a word for the observers, an end by hand, a link's frame or its end."""
+class ShutDownError(Interrupted):
+    """SIGTERM, as when a machine goes down: this party leaves, the others wait for it to come back."""
+
+
+Item = Channel | Event | Noticed | tuple[Link, Frame | Exception]
+"""What is put into the inbox: a new channel, an event, a word for the observers, a link's frame or its end."""
 
 TICK_S = 1.0
 CLOSE_TIMEOUT_S = 5.0
 
 
 class Loop:
-    """Runs one party over its channels until the run has ended. `run` raises what ended it, if that is an error."""
+    """Runs party `name` over its channels, once or as often as the run is taken up again.
 
-    def __init__(self, party: Party) -> None:
-        self._party = party
-        self._limit_bytes = largest_body_bytes(party.plan)
+    `guard` says who is not let in, or any more.
+    """
+
+    def __init__(self, plan: Plan, name: str, guard: Guard | None = None) -> None:
+        self._plan, self._name = plan, name
+        self._guard = guard or Guard(plan)
+        self._limit_bytes = largest_body_bytes(plan)
         self._inbox: SimpleQueue[Item] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
+        self._listener: Listener | None = None
 
-    def run(self, channels: Iterable[Channel] = (), listener: Listener | None = None) -> None:
-        """Drive the party with links that stand, and those that a listener will bring."""
+    def listen(self, listener: Listener) -> None:
+        """Take the links that a listener brings, from now on until `close`."""
+        self._listener = listener
+        self._start(lambda: self._accept(listener))
+
+    def run(self, party: Party, channels: Iterable[Channel] = ()) -> None:
+        """Drive the party until its run has ended; with links that stand. Raises what ended it, if that is an error."""
         for channel in channels:
             self._inbox.put(channel)
-        if listener is not None:
-            self._start(lambda: self._accept(listener))
-        with self._interruptible():
+        self._guard.admits = party.session.joinable
+        with self._interruptible(lasting=party.lasting):
             try:
-                self._drive()
+                self._drive(party)
             finally:
-                self._close(listener)
-        if isinstance(self._party.error, StoppedByHandError):
-            raise KeyboardInterrupt from self._party.error
-        if self._party.error is not None:
-            raise self._party.error
+                for channel in party.links.values():
+                    channel.close()
+        if isinstance(party.error, StoppedByHandError | ShutDownError):
+            raise KeyboardInterrupt from party.error
+        if party.error is not None:
+            raise party.error
+
+    def close(self) -> None:
+        """No more links; waits for the threads."""
+        self._closing.set()
+        if self._listener is not None:
+            self._listener.close()
+        deadline = time.monotonic() + CLOSE_TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    # ------------------------------------------------------------------ what other threads may call
+
+    def post(self, event: Event) -> None:
+        """An event for the party."""
+        self._inbox.put(event)
+
+    def notice(self, sentence: str) -> None:
+        """A word for the observers, told from the party's own thread."""
+        self._inbox.put(Noticed(party=self._name, sentence=sentence))
+
+    def refused(self, refusal: Refusal) -> None:
+        """A stranger was not let in."""
+        self.notice(f"refused a connection from {refusal.address}: {refusal.reason}")
+
+    # ------------------------------------------------------------------ the party's own thread
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
+    def _interruptible(self, *, lasting: bool) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM) lets the step end, so that peers can be told why; the second is as ever."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -77,7 +118,10 @@ class Loop:
 
         def interrupt(number: int, frame: object) -> None:
             restore()
-            self._inbox.put(StoppedByHandError(f"{self._party.name} was stopped by hand"))
+            error: CutlayerError = StoppedByHandError(f"{self._name} was stopped by hand")
+            if lasting and number == signal.SIGTERM:
+                error = ShutDownError(f"{self._name} was shut down")
+            self._inbox.put(Broke(error))
 
         for number in before:
             signal.signal(number, interrupt)
@@ -86,46 +130,60 @@ class Loop:
         finally:
             restore()
 
-    def refused(self, refusal: Refusal) -> None:
-        """A stranger was not let in: tell the observers, from the party's own thread."""
-        sentence = f"refused a connection from {refusal.address}: {refusal.reason}"
-        self._inbox.put(Noticed(party=self._party.name, sentence=sentence))
-
-    def _drive(self) -> None:
-        heard = time.monotonic()
-        while not self._party.over:
+    def _drive(self, party: Party) -> None:
+        heard = ticked = time.monotonic()
+        while not party.over:
             start = time.perf_counter()
             try:
                 item = self._inbox.get(timeout=TICK_S)
             except Empty:
-                self._party.feed(Tick(time.monotonic() - heard))
-                continue
-            self._party.tell(Spent(party=self._party.name, on="wait", seconds=time.perf_counter() - start))
-            if isinstance(item, Noticed):
-                self._party.tell(item)
-            elif isinstance(item, StoppedByHandError):
-                self._party.feed(Broke(item))
-            else:
-                self._handle(item)
-                heard = time.monotonic()
+                item = None
+            now = time.monotonic()
+            if item is not None:
+                party.tell(Spent(party=self._name, on="wait", seconds=time.perf_counter() - start))
+                if self._handle(party, item):
+                    heard = now
+            if now - ticked >= TICK_S and not party.over:
+                party.feed(Tick(now - heard, now - ticked))
+                ticked = now
+                self._cut_off(party)
 
-    def _handle(self, item: Channel | tuple[Link, Frame | Exception]) -> None:
-        if not isinstance(item, tuple):
-            link = Link(item, threading.Semaphore(2 * self._party.plan.terms.limits.live_tickets))
-            self._party.connect(item)
-            self._start(lambda: self._read(link))
-            return
-        link, arrived = item
-        peer = link.channel.peer
-        if self._party.links.get(peer) is not link.channel:
-            return  # a newer link has taken its place, or the session dropped it
-        if isinstance(arrived, Exception):
-            self._party.feed(Lost(peer, str(arrived)))
+    def _handle(self, party: Party, item: Item) -> bool:
+        """Whether a peer was heard."""
+        if isinstance(item, Noticed):
+            party.tell(item)
+            return False
+        if isinstance(item, Event):
+            party.feed(item)
+            return False
+        if isinstance(item, tuple):
+            self._arrived(party, *item)
         else:
-            self._party.deliver(peer, arrived)
+            link = Link(item, threading.Semaphore(self._plan.terms.limits.queued_frames))
+            party.connect(item)
+            self._start(lambda: self._read(link))
+        return True
+
+    def _arrived(self, party: Party, link: Link, arrived: Frame | Exception) -> None:
+        peer = link.channel.peer
+        if party.links.get(peer) is not link.channel:
+            return  # a newer link has taken its place, the session dropped it, or it was an earlier party's
+        if isinstance(arrived, Exception):
+            party.feed(Lost(peer, str(arrived)))
+        else:
+            party.deliver(peer, arrived)
             link.room.release()
 
+    def _cut_off(self, party: Party) -> None:
+        """End the links of those who are revoked, at once."""
+        for peer in [peer for peer in party.links if self._guard.denies(peer)]:
+            party.links.pop(peer).close()
+            party.feed(Broke(self._guard.revoked(peer, party.session.start.log[-1].absent)))
+
+    # ------------------------------------------------------------------ threads
+
     def _start(self, work: Callable[[], None]) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         thread = threading.Thread(target=work, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -147,13 +205,3 @@ class Loop:
                 continue
             except ChannelError:
                 return
-
-    def _close(self, listener: Listener | None) -> None:
-        self._closing.set()
-        if listener is not None:
-            listener.close()
-        for channel in self._party.links.values():
-            channel.close()
-        deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))

@@ -26,36 +26,46 @@ from cutlayer.errors import (
     SegmentFailed,
 )
 from cutlayer.model.state import MODEL, ReplicaState
-from cutlayer.observe.facts import Fact, Noticed, Observer, Progressed, Spent
+from cutlayer.observe.audit import Audit
+from cutlayer.observe.facts import Fact, Noticed, Observer, Progressed, Saved, Spent
 from cutlayer.party.forwarding import Forwarding
 from cutlayer.party.moving import Mover
+from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
+from cutlayer.party.saver import Saver
 from cutlayer.party.sealed import Seals
 from cutlayer.party.telling import Telling
-from cutlayer.party.working import Segments, Undecoded, Workbench
+from cutlayer.party.working import Segments, Workbench
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol import wire
 from cutlayer.protocol.agenda import Agendas
 from cutlayer.protocol.events import (
     Action,
     Broke,
+    Commit,
     Connected,
     Done,
     Drop,
     Event,
     Fail,
+    Finish,
+    Lasting,
     Lost,
     Movement,
     Open,
     Ran,
     Received,
+    Restore,
     Run,
     Send,
     Step,
+    Store,
+    Stored,
     Tell,
 )
 from cutlayer.protocol.events import Replica as Key
 from cutlayer.protocol.messages import Backward, Control, Forward, Message, Rows, Sealed, State, Task
+from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.route import Route
 from cutlayer.protocol.session import Session
 from cutlayer.transport.channel import Channel
@@ -69,8 +79,12 @@ class Setting:
     agendas: Agendas | None = None
     ahead: int = 0
     task: Task = "train"
-    absent: tuple[str, ...] = ()
-    """Parties that a conductor's predictions do without."""
+    standing: Standing = Standing()  # noqa: RUF009 (frozen)
+    """What the party has of the run already."""
+    saver: Saver | None = None
+    """What keeps the party's saves, if it has any."""
+    post: Callable[[Event], None] | None = None
+    """Where another thread may put an event for this party; without, it waits for what is written."""
 
 
 class Party:
@@ -103,14 +117,16 @@ class Party:
             agendas=setting.agendas,
             ahead=setting.ahead,
             task=setting.task,
-            absent=setting.absent,
+            standing=setting.standing,
         )
         self.links: dict[str, Channel] = {}
         self.replicas = replicas
         self.over = False
         self.error: CutlayerError | None = None
-        self._observers = list(observers)
-        self._telling = Telling(plan, name)
+        self._observers: list[Observer] = [*observers] if setting.saver is None else [setting.saver, *observers]
+        self.saver, self._post = setting.saver, setting.post
+        audited = any(isinstance(observer, Audit) for observer in observers)
+        self._telling = Telling(plan, name, run=lambda: self.session.run, audited=audited)
         self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader)
         self._mover = Mover(
             plan,
@@ -125,6 +141,11 @@ class Party:
         self._forwarding = Forwarding(plan, name, run=lambda: self.session.run, seals=seals)
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the run can be taken up again from this party's saves."""
+        return self.saver is not None
 
     @property
     def answers(self) -> dict[str, dict[str, Tensor]]:
@@ -197,10 +218,10 @@ class Party:
     def _received(self, peer: str, message: Message | Control, views: Sequence[memoryview], nbytes: int) -> None:
         payload = None
         if isinstance(message, Forward | Backward):
-            self.tell(self._telling.crossed(peer, message, nbytes, sent=False))
-            payload = Undecoded(message.tensors, views)
+            self.tell(self._telling.crossed(peer, message, views, nbytes, sent=False))
+            payload = Undecoded(message.tensors, views, peer, message)
         elif isinstance(message, State):
-            self.tell(*self._telling.moved(message, nbytes, sent=False))
+            self.tell(*self._telling.moved(message, views, nbytes, sent=False))
             payload = Undecoded(message.tensors, views)
         elif isinstance(message, Sealed):
             payload = Undecoded(message.tensors, views)
@@ -232,8 +253,46 @@ class Party:
                     self._bench.explain(action.error, self.name)
             case Done():
                 self.over = True
+            case Restore() | Store() | Commit() | Finish():
+                self._guarded(self._last, action, f"{self.name} failed to keep or take up a save")
             case _:
                 self._work(action)
+
+    def _last(self, action: Lasting) -> None:
+        """Keep what must outlive this process, or become what another one kept."""
+        match action:
+            case Restore() if self.saver:
+                self.tell(self.saver.restore(action, self.replicas, self.name))
+            case Store():
+                self._store(action)
+            case Commit() if self.saver:
+                self.saver.commit(action)
+                self.tell(Saved(party=self.name, number=action.number, round=action.round))
+            case Finish() if self.saver:
+                self.saver.finish()
+
+    def take_up_last(self) -> None:
+        """Become what the last save has of this party, which is over."""
+        assert self.saver is not None
+        self.tell(self.saver.take_up_last(self.replicas, self.name))
+        self.over = True
+
+    def _store(self, store: Store) -> None:
+        written: list[Event] = []
+        post = self._post or written.append
+        if self.saver is None:
+            self._events.append(Stored(store.number))
+            return
+        start = time.perf_counter()
+
+        def done(number: int, error: CutlayerError | None) -> None:
+            post(Stored(number) if error is None else Broke(error))
+
+        self.saver.store(store, self.replicas, done)
+        if self._post is None:
+            self.saver.wait()
+        self._events.extend(written)
+        self.tell(Spent(party=self.name, on="save", seconds=time.perf_counter() - start))
 
     def _work(self, action: Run | Open | Step | Movement) -> None:
         match action:
@@ -274,8 +333,8 @@ class Party:
         inner, views = wire.decode(frame)
         if not isinstance(inner, Forward | Backward):
             raise RemoteProtocolError("wrong-seal", message.source, f"a sealed {type(inner).__name__}")
-        self.tell(self._telling.crossed(message.source, inner, frame.nbytes, sent=False))
-        self._events.append(Received(message.source, inner, Undecoded(inner.tensors, views)))
+        self.tell(self._telling.crossed(message.source, inner, views, frame.nbytes, sent=False))
+        self._events.append(Received(message.source, inner, Undecoded(inner.tensors, views, message.source, inner)))
 
     def _step(self, step: Step) -> None:
         start = time.perf_counter()
@@ -283,7 +342,8 @@ class Party:
         self.tell(Spent(party=self.name, on="step", seconds=time.perf_counter() - start))
         for owner in step.owners:
             if step.replica[0] == self.session.first_segment(owner):
-                done = self._steps_done[owner] = self._steps_done.get(owner, 0) + 1
+                behind = self._steps_done.get(owner, self.session.steps_behind(owner))
+                done = self._steps_done[owner] = behind + 1
                 total = self.session.total_steps(owner)
                 self.tell(Progressed(party=self.name, owner=owner, round=step.round, done=done, total=total))
 
@@ -321,9 +381,9 @@ class Party:
             return
         self.tell(Spent(party=self.name, on="wire", seconds=time.perf_counter() - start))
         if isinstance(message, Forward | Backward):
-            self.tell(self._telling.crossed(to, message, nbytes, sent=True))
+            self.tell(self._telling.crossed(to, message, payload, nbytes, sent=True))
         elif isinstance(message, State):
-            self.tell(*self._telling.moved(message, nbytes, sent=True, payload_bytes=payload_bytes))
+            self.tell(*self._telling.moved(message, payload, nbytes, sent=True, payload_bytes=payload_bytes))
 
     # ------------------------------------------------------------------ facts
 

@@ -53,6 +53,16 @@ class Rest:
     """How many averages there had been when it came to rest: of what it has of its own a newer one replaces a part."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """All that a process' replicas are at a moment, to be taken up again; states are not to be changed."""
+
+    rests: dict[Key, Rest]
+    bases: dict[Variant, ReplicaState]
+    """What the last average left for all, by segment and cut."""
+    averages: dict[Variant, int]
+
+
 class Replicas:
     """Replicas by segment and owner, of one party or of all parties in a process."""
 
@@ -195,6 +205,32 @@ class Replicas:
         if (segment := self._live.pop(key, None)) is not None:
             self._rest(key, segment, None)
         self._resting[key] = Rest(ReplicaState(tensors=initial.tensors | state.tensors, counts=state.counts))
+
+    # ------------------------------------------------------------------ saves
+
+    def kept(self) -> Kept:
+        """What a save needs. States of replicas at work are their live tensors, which their next step changes."""
+        return Kept(
+            rests={key: self._kept(key) for key in self.known},
+            bases=dict(self._bases),
+            averages=dict(self._averages),
+        )
+
+    def _kept(self, key: Key) -> Rest:
+        if key in self._live and key not in self._unchanged:
+            whole = self._live[key].replica.state()
+            return Rest(own=whole, average=self._averages[self._variant(key)])
+        rest = self._unchanged.get(key) or self._resting[key]
+        own = from_bytes(rest.own.read_bytes()) if isinstance(rest.own, Path) else rest.own
+        return Rest(rest.base, own, rest.average)
+
+    def take_up(self, kept: Kept) -> None:
+        """Become what was kept; nothing has been at work yet."""
+        self._bases, self._averages = dict(kept.bases), Counter(kept.averages)
+        for key, rest in kept.rests.items():
+            self.known[key] = None
+            self.pattern(key)
+            self._resting[key] = rest
 
     # ------------------------------------------------------------------ workers
 

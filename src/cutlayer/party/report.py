@@ -24,7 +24,11 @@ def report(party: Party, meter: Meter, seconds: float) -> dict[str, Any]:
         "ended": "as planned" if party.over and party.error is None else str(party.error or "unfinished"),
         "rows": {"train": party.session.rows.train, "held_out": party.session.rows.held_out},
         "metrics": meter.last_scores(),
-        "history": [{"round": s.round, "purpose": s.purpose, "party": s.owner, **s.metrics} for s in meter.history],
+        "history": [
+            {"round": s.round, "purpose": s.purpose, "party": s.owner, **s.metrics}
+            for s in sorted(meter.history, key=lambda score: (score.turn, score.owner))
+        ],
+        "members": [asdict(each) for each in party.session.start.log],
         "bytes": {
             "sent": sum(link.sent_bytes for link in party.links.values()),
             "received": sum(link.received_bytes for link in party.links.values()),

@@ -1,10 +1,9 @@
 """One party of a run over a network, from its credentials and rows to its report."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_bytes
 from typing import Any
 
 import torch
@@ -13,52 +12,22 @@ from torch.utils.data import Dataset
 
 from cutlayer.data.loader import Loader
 from cutlayer.errors import DataError, PlanError
-from cutlayer.observe.facts import Noticed, Observer
+from cutlayer.observe.facts import Observer
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
-from cutlayer.party.loop import Loop
-from cutlayer.party.party import Party, Setting
-from cutlayer.party.replicas import Replicas
+from cutlayer.party.attempts import Maker, Prediction, attempts
+from cutlayer.party.checkpoint import Checkpoints
+from cutlayer.party.guard import Guard
+from cutlayer.party.network import Network, address_of
+from cutlayer.party.party import Party
 from cutlayer.party.report import report
 from cutlayer.party.saved import WEIGHTS, write_encoding, write_weights
-from cutlayer.party.sealed import Seals
+from cutlayer.party.saver import Saver
 from cutlayer.plan.check import sealing_parties
 from cutlayer.plan.plan import Plan
-from cutlayer.protocol.messages import NONCE_BYTES, Task
-from cutlayer.transport.dialler import dial
-from cutlayer.transport.listener import Listener
-from cutlayer.transport.tls import KeyFiles
+from cutlayer.protocol.messages import Task
 
-Address = tuple[str, int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
-    """Where a party is reached or dials, and what it shows. Servers `listen`, clients `connect`.
-
-    Addresses default to the plan's. Without credentials nothing is encrypted: on loopback only, and only if
-    `insecure_plaintext_on_loopback` says so.
-    """
-
-    credentials: KeyFiles | None
-    seals: Seals | None = None
-    """The party's hand at sealing (`keys.sealing.load_sealer`), where the plan has states forwarded."""
-    listen: Address | None = None
-    connect: Address | None = None
-    insecure_plaintext_on_loopback: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What a party brings to the use of a model: the weights of its segments, by their names in the uncut model.
-
-    A conductor may do without `absent` parties if the plan was trained for that.
-    """
-
-    weights: Mapping[str, Tensor]
-    absent: tuple[str, ...] = ()
-    by_owner: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """At a server whose replicas differ by client: a client's own weights."""
+__all__ = ["Network", "Outcome", "Prediction", "Saves", "address_of", "make_loader", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +75,18 @@ class Outcome:
         return write_weights(folder / WEIGHTS, first, plan, self.party.name)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saves:
+    """Where a party keeps its saves: a folder, or any fsspec URL. No secret goes there.
+
+    `anew`: forget what is there and begin the run anew. `keep`: how many committed saves stay.
+    """
+
+    place: str | Path
+    anew: bool = False
+    keep: int = 2
+
+
 def run(  # noqa: PLR0913 (a party's whole life in one call)
     agreement: Agreement,
     party: str,
@@ -117,57 +98,49 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
     observers: Sequence[Observer] = (),
     device: str = "cpu",
     prediction: Prediction | None = None,
+    saves: Saves | None = None,
+    denied: Callable[[], Collection[str]] = tuple,
 ) -> Outcome:
     """Take part in a run as `party` until it has ended. Blocks; call it in the process's main thread.
 
     With a `prediction` nothing is trained: the model answers all rows of `data`.
 
     A server listens and waits for all clients; a client tries to reach the server for `limits.join_timeout_s`.
+    With `saves` the run lasts: whoever is lost is waited for, and all go on from the newest save, bit for bit; this
+    call, made anew in a new process, comes back to the run. `denied` says whose certificates are not accepted any more.
     Raises what ended the run, if it did not end as planned: any `CutlayerError`.
     """
-    plan, limits = agreement.plan, agreement.plan.terms.limits
+    plan = agreement.plan
     if party not in plan.terms.parties:
         raise PlanError(f"{party!r} is no party of the plan; parties are {', '.join(plan.terms.parties)}")
     _check_seals(plan, party, network)
-    task: Task = "predict" if prediction else "train"
     if prediction and (reason := plan.why_not_without(prediction.absent)):
         raise PlanError(reason)
+    task: Task = "predict" if prediction else "train"
     loader = make_loader(agreement, party, data, held_out, secret, task)
     meter = Meter()
-    member = Party(
-        plan,
-        party,
-        replicas=Replicas(plan, agreement.parts_of, device=device),
+    maker = Maker(
+        agreement=agreement,
+        name=party,
         secret=secret,
         loader=loader,
         observers=(meter, *observers),
         seals=network.seals,
-        setting=Setting(nonce=token_bytes(NONCE_BYTES), task=task, absent=prediction.absent if prediction else ()),
+        device=device,
+        prediction=prediction,
+        saver=_saver(saves, plan, party) if saves and not prediction else None,
     )
-    if prediction:
-        for owner in plan.owners:
-            member.restore(owner, prediction.by_owner.get(owner, prediction.weights))
-    loop, start = Loop(member), time.perf_counter()
-    common: dict[str, Any] = {
-        "party": party,
-        "limits": limits,
-        "pins": plan.terms.pins,
-        "insecure_plaintext_on_loopback": network.insecure_plaintext_on_loopback,
-    }
+    start = time.perf_counter()
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
-        if member.session.conducts:
-            address = network.listen or address_of(plan.terms.parties[party].address, party)
-            listener = Listener(
-                address, network.credentials, allowed=member.session.joinable, on_refused=loop.refused, **common
-            )
-            member.tell(Noticed(party=party, sentence=f"{party} listens on port {listener.port}"))
-            loop.run(listener=listener)
-        else:
-            server = plan.conductor
-            address = network.connect or address_of(plan.terms.parties[server].address, server)
-            member.tell(Noticed(party=party, sentence=f"{party} dials {server} at {address[0]}:{address[1]}"))
-            loop.run([dial(address, network.credentials, peer=server, **common)])
+        member = maker.finished() or attempts(maker, network, Guard(plan, denied))
     return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start, loader=loader)
+
+
+def _saver(saves: Saves, plan: Plan, party: str) -> Saver:
+    checkpoints = Checkpoints(saves.place, plan=plan.digest, party=party, keep=saves.keep)
+    if saves.anew:
+        checkpoints.clear()
+    return Saver(checkpoints)
 
 
 def _check_seals(plan: Plan, party: str, network: Network) -> None:
@@ -215,11 +188,3 @@ def make_loader(
         task=task,
         place=plan.digest,
     )
-
-
-def address_of(text: str, party: str) -> Address:
-    """Host and port of `host:port`. Raises `PlanError`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        raise PlanError(f"{text!r} is no address for {party}: write host:port, such as lab.example.org:7443")
-    return host.strip("[]"), int(port)

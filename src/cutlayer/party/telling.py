@@ -1,7 +1,8 @@
 """What a party tells its observers of messages and turns: facts, without a tensor."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from cutlayer.observe.chain import digest_of
 from cutlayer.observe.facts import Crossed, Moved, Scored, metrics
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.events import Tell
@@ -9,13 +10,16 @@ from cutlayer.protocol.messages import Backward, Forward, State
 
 
 class Telling:
-    """Makes the facts of party `name`."""
+    """Makes the facts of party `name` in the run that `run` names; if `audited`, with the digests of payloads."""
 
-    def __init__(self, plan: Plan, name: str) -> None:
+    def __init__(self, plan: Plan, name: str, *, run: Callable[[], str], audited: bool = False) -> None:
         self._name, self._conductor = name, plan.conductor
+        self._run, self._audited = run, audited
         self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
 
-    def crossed(self, peer: str, message: Forward | Backward, nbytes: int, *, sent: bool) -> Crossed:
+    def crossed(
+        self, peer: str, message: Forward | Backward, payload: Sequence[memoryview], nbytes: int, *, sent: bool
+    ) -> Crossed:
         """A message with tensors crossed this party's border, in a frame of so many bytes."""
         return Crossed(
             party=self._name,
@@ -29,9 +33,14 @@ class Telling:
             shapes=message.tensors,
             payload_bytes=sum(tensor.nbytes for tensor in message.tensors),
             frame_bytes=nbytes,
+            run=self._run(),
+            ticket=message.ticket,
+            digest=self._digest(payload),
         )
 
-    def moved(self, message: State, nbytes: int, *, sent: bool, payload_bytes: int = 0) -> Iterator[Moved]:
+    def moved(
+        self, message: State, payload: Sequence[memoryview], nbytes: int, *, sent: bool, payload_bytes: int = 0
+    ) -> Iterator[Moved]:
         """A state crossed this party's border. What others' states it forwards is theirs to tell."""
         if self._name in (message.source, message.target):
             yield Moved(
@@ -44,6 +53,9 @@ class Telling:
                 sealed=self._conductor not in (message.source, message.target),
                 payload_bytes=payload_bytes,
                 frame_bytes=nbytes,
+                run=self._run(),
+                number=message.number,
+                digest=self._digest(payload),
             )
 
     def scored(self, told: Tell) -> Iterator[Scored]:
@@ -57,3 +69,6 @@ class Telling:
                 purpose=told.purpose,
                 metrics=metrics(sums),
             )
+
+    def _digest(self, payload: Sequence[memoryview]) -> str:
+        return digest_of(payload) if self._audited else ""

@@ -1,22 +1,21 @@
 """What a party computes: rows loaded, segments run forward and back, optimizers stepped."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
 from cutlayer.errors import Misaligned
 from cutlayer.model.joining import averaged, join, split
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
+from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.streams import stream_seed
-from cutlayer.plan.tensors import TensorShape, TensorSpec
+from cutlayer.plan.tensors import TensorSpec
 from cutlayer.protocol.events import Joined, Run, Step
 from cutlayer.protocol.events import Replica as Key
 
@@ -24,19 +23,6 @@ Tensors = tuple[Tensor, ...]
 Sums = Mapping[str, Mapping[str, float]]
 """By owner of the rows."""
 Result = Tensors | dict[str, Tensors] | Joined | dict[str, Joined] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Undecoded:
-    """A received payload: bytes, and what they are agreed to be. Decoded when a segment needs it, not before."""
-
-    shapes: tuple[TensorShape, ...]
-    views: Sequence[memoryview]
-
-    def decode(self, device: torch.device) -> Tensors:
-        return tuple(
-            raw.decode(view, shape).to(device) for view, shape in zip(self.views, self.shapes, strict=True)
-        )  # fmt: skip
 
 
 Value = Undecoded | Tensors
@@ -47,7 +33,7 @@ class Workbench:
 
     def __init__(self, plan: Plan, replicas: Replicas, *, secret: bytes, loader: Loader | None) -> None:
         self._plan, self._replicas, self._secret, self._loader = plan, replicas, secret, loader
-        self._device = replicas.device
+        self._device, self._largest_rms = replicas.device, plan.terms.limits.tensor_rms
         self._losses = {loss.name: Loss(plan.loss_of(loss.name)) for loss in plan.topology.losses}
         self._edges_into = {
             segment.name: [edge.name for edge in plan.topology.activations(segment.name)]
@@ -101,7 +87,7 @@ class Workbench:
 
     def _with_missing(self, run: Run, inputs: dict[str, Tensors]) -> dict[str, Tensors]:
         """With zeros for the activations of absent parties, where they would be in the order of the edges."""
-        if run.ticket.purpose != "predict":
+        if len(inputs) == len(self._plan.topology.inputs(run.node)):
             return inputs
         assert run.batch is not None
         rows, specs = run.batch.rows, self._plan.contents.edges
@@ -149,7 +135,7 @@ class Workbench:
 
     def _tensors(self, value: Value) -> Tensors:
         if isinstance(value, Undecoded):
-            return value.decode(self._device)
+            return value.decode(self._device, self._largest_rms)
         return tuple(tensor.to(self._device) for tensor in value)
 
     # ------------------------------------------------------------------ joined batches
@@ -239,7 +225,8 @@ class Dropout:
             return frozenset()
         edges, all_cross = self._choices[run.node]
         ticket = run.ticket
-        drawn = {edge: stream_seed(self._key, "left out", edge, ticket.turn, ticket.step) / 2**63 for edge in edges}
+        there = [edge for edge in edges if edge in run.inputs]
+        drawn = {edge: stream_seed(self._key, "left out", edge, ticket.turn, ticket.step) / 2**63 for edge in there}
         left_out = frozenset(edge for edge, number in drawn.items() if number < self._probability)
         stays = {max(drawn, key=drawn.__getitem__)} if all_cross else set()
         return left_out - stays

@@ -25,6 +25,7 @@ def faults(terms: Terms) -> list[str]:
         *casting.faults(terms),
         *_training(terms),
         *_schedule_terms(terms),
+        *_quorum(terms),
         *_limits(terms),
     ]
 
@@ -154,7 +155,7 @@ def moves_state(terms: Terms) -> bool:
 
 def sealing_parties(terms: Terms) -> tuple[str, ...]:
     """The parties that say or hear, by way of the conductor, what it must not read: states, frames, the order key."""
-    hands_over = SCHEDULES[terms.schedule].hands_over
+    hands_over = SCHEDULES[terms.schedule].hands_over or (terms.quorum != "all" and needs_aggregator(terms))
     sealing: set[str] = set()
     if hands_over or (needs_aggregator(terms) and terms.filling("aggregator")):
         sealing.update(terms.filling("client"), terms.filling("aggregator"))
@@ -210,6 +211,27 @@ def _aggregator(terms: Terms, schedule: Schedule) -> Iterator[str]:
         )
     if not needs_aggregator(terms) and (own or terms.aggregator_sees_weights):
         yield f"under {terms.schedule} nothing of the clients' is summed: leave the aggregator out"
+
+
+def _quorum(terms: Terms) -> Iterator[str]:
+    """How many clients are enough, and whether a run can do without the others."""
+    clients = len(terms.filling("client"))
+    if terms.saves.every_steps < 0:
+        yield f"saves.every_steps = {terms.saves.every_steps}: a number of steps, or 0 for none within a round"
+    if terms.quorum == "all" or terms.schedule not in SCHEDULES:
+        return
+    if not 1 <= terms.quorum <= clients:
+        yield f'quorum = {terms.quorum}: how many of the {clients} clients are enough, or "all"'
+    if SCHEDULES[terms.schedule].hands_over:
+        yield (
+            f"quorum = {terms.quorum}, but under {terms.schedule} the state lies with one client, and would be lost "
+            'with it: leave the quorum at "all"'
+        )
+    if SCHEDULES[terms.schedule].together and not terms.training.party_dropout:
+        yield (
+            f"quorum = {terms.quorum}, but the model never learns to do without a party: say training.party_dropout, "
+            'or leave the quorum at "all"'
+        )
 
 
 def _numbers(what: str, method: Method | None) -> Iterator[str]:

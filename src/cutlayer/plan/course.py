@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from cutlayer.plan.batches import Batch, micro_batches, step_count
+from cutlayer.plan.membership import Membership
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import TurnUnit
 from cutlayer.plan.streams import stream_seed
@@ -42,10 +43,24 @@ class Course:
     unused_in_prediction: frozenset[str] = frozenset()
     edges_from: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The edges that leave each party."""
+    save_every: int = 0
+    """After so many steps there is a save within a round; 0: there is none."""
+    all_take: bool = False
+    """Every client that is there gets each mean, so that any of them can tell it to one that returns."""
+    first_round: int = 0
+    absent: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
+    """Clients that were absent from the round before the first one, and are there again."""
 
     @classmethod
-    def of(cls, plan: Plan, train_rows: Mapping[str, int], held_out_rows: Mapping[str, int]) -> "Course":
-        """The course of a plan, given how many rows each client brings."""
+    def of(
+        cls,
+        plan: Plan,
+        train_rows: Mapping[str, int],
+        held_out_rows: Mapping[str, int],
+        membership: Membership = Membership(),  # noqa: B008 (frozen)
+    ) -> "Course":
+        """The course of a plan, given how many rows each client that is not absent brings."""
         terms, training = plan.terms, plan.terms.training
         return cls(
             train_rows=train_rows,
@@ -67,7 +82,17 @@ class Course:
             periods={edge.name: edge.every for edge in plan.topology.edges if edge.every > 1},
             unused_in_prediction=plan.topology.unused_in_prediction,
             edges_from={party: _leaving(plan, party) for party in plan.row_owners} if plan.schedule.together else {},
+            save_every=terms.saves.every_steps,
+            all_take=terms.quorum != "all",
+            first_round=membership.round,
+            absent=membership.absent,
+            returned=membership.returned,
         )
+
+    @property
+    def rounds_left(self) -> range:
+        """The rounds from the first one on."""
+        return range(self.first_round, self.rounds)
 
     # ------------------------------------------------------------------ who
 

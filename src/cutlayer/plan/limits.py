@@ -15,10 +15,21 @@ class Limits:
     """A peer from whom no byte came for so long is lost. Heartbeats are sent four times as often."""
     send_timeout_s: float = 120.0
     """How long one frame may take to leave."""
+    reconnect_timeout_s: float = 60.0
+    """How long a link whose connections broke may take to stand again; at 0 a broken link is lost at once."""
+    queued_frames: int = 128
+    queued_bytes: int = 256 * 2**20
+    """How much a sender keeps that the peer has not acknowledged, and bytes of it; one frame always fits."""
     progress_timeout_s: float = 900.0
     """A live peer that owes a message and does not send it for so long is lost."""
     turn_timeout_s: float = 86_400.0
     """How long a party waits for its next turn while others have theirs."""
+    rejoin_timeout_s: float = 3600.0
+    """How long parties wait for one that was lost to come back, before the run is taken up again."""
+    deadline_s: float = 600.0
+    """Where a quorum is enough: how long the others wait for a lost client, or for a live one's part of a turn."""
+    tensor_rms: float = 1e6
+    """The largest root mean square of a tensor that a party takes from a peer."""
     header_bytes: int = 65_536
     """The largest header of a frame."""
     live_tickets: int = 64

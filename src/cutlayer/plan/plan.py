@@ -138,6 +138,24 @@ class Plan:
             return f"without {', '.join(missed)} nothing is left that answers"
         return ""
 
+    def why_not_go_on_without(self, absent: Collection[str]) -> str:
+        """Why training cannot go on without these parties: a sentence, or nothing if it can."""
+        quorum = self.terms.quorum
+        left = [party for party in self.clients if party not in absent]
+        if strange := [party for party in absent if party not in self.clients]:
+            return f"nothing goes without {strange[0]}, which is no client"
+        if absent and (quorum == "all" or len(left) < quorum):
+            return f"quorum = {quorum}, and only {len(left)} of {len(self.clients)} clients are there"
+        if not absent or not self.schedule.together:
+            return ""
+        held = {node.name: self._one_holder(node.role) for node in self.topology.nodes}
+        gone = {edge.name for edge in self.topology.cuts() if held[edge.source] in absent}
+        way = self.way(frozenset(gone))
+        needed = [s.name for s in way.segments if held[s.name] in absent]
+        if needed or gone & {e.name for loss in way.losses if (e := self.topology.target(loss.name))}:
+            return f"nothing goes without {', '.join(absent)}: a loss, or its labels, would be gone"
+        return ""
+
     def _one_holder(self, role: str) -> str:
         """The party that has a role's nodes; none of clients, each of which has its own."""
         return "" if role == "client" and not self.schedule.together else self.holder(role, "")

@@ -3,7 +3,7 @@
 Every party runs the same schedule and refuses a turn that differs from its own, so nothing about the order of a run is
 decided by one party alone. A turn (`Train`, `Evaluate`) is granted by the conductor. What moves (`HandOver`, `Share`,
 `Average`) is granted by nobody: it follows, in the schedule's order, as soon as the replicas it needs are through with
-the turns before.
+the turns before. So does a `Save`, once everything before it is over.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -95,9 +95,18 @@ class Average:
     round: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Save:
+    """All parties write down their part of the run, which can be taken up from here. `ends_round`: nothing of `round`
+    is left to do, so that who takes part may change."""
+
+    round: int
+    ends_round: bool
+
+
 Turn = Train | Evaluate | Predict
 Movement = HandOver | Share | Average | Entrust
-Work = Turn | Movement
+Work = Turn | Movement | Save
 
 
 def alternating(course: "Course") -> Iterator[Work]:
@@ -106,7 +115,7 @@ def alternating(course: "Course") -> Iterator[Work]:
     With `turn = "batch"` clients with more steps go on alone when the others' round is over.
     Source: Gawali et al. 2020 (arXiv 2012.12591), "alternate client" and "alternate mini-batch" training.
     """
-    for number in range(course.rounds):
+    for number in course.rounds_left:
         yield from _in_turn(course, number)
         yield from _evaluation(course, number)
 
@@ -118,7 +127,7 @@ def relay(course: "Course") -> Iterator[Work]:
     Source: Gupta, Raskar 2018 (arXiv 1810.06060), weights handed on peer to peer.
     """
     holder, last = "", max(course.rounds - 1, 0)
-    for number in range(course.rounds):
+    for number in course.rounds_left:
         evaluated: set[str] = set()
         for train in _in_turn(course, number):
             (party,) = train.parties
@@ -142,7 +151,7 @@ def parallel(course: "Course") -> Iterator[Work]:
     Client segments stay equal everywhere, since every client steps with the sum of all clients' gradients; or they are
     each client's own. With equal ones this is training on the union's batches.
     """
-    for number in range(course.rounds):
+    for number in course.rounds_left:
         chosen = course.chosen(number)
         for step in range(max(map(course.steps, chosen), default=0)):
             present = tuple(party for party in chosen if step < course.steps(party))
@@ -162,7 +171,7 @@ def splitfed_v1(course: "Course") -> Iterator[Work]:
 
     The same as FedAvg of the uncut model. Source: Thapa et al. 2020, SplitFed (arXiv 2004.12088), algorithm 1.
     """
-    for number in range(course.rounds):
+    for number in course.rounds_left:
         yield from _local_training(course, number, course.chosen(number))
         yield from _evaluation(course, number, together=False)
 
@@ -172,7 +181,7 @@ def splitfed_v2(course: "Course") -> Iterator[Work]:
 
     Source: Thapa et al. 2020, SplitFed (arXiv 2004.12088), section 4.2.
     """
-    for number in range(course.rounds):
+    for number in course.rounds_left:
         yield from _local_training(course, number, course.shuffled(number))
         yield from _evaluation(course, number)
 
@@ -187,16 +196,59 @@ def splitfed_v3(course: "Course") -> Iterator[Work]:
 
 def joint(course: "Course") -> Iterator[Work]:
     """Every party takes part in every ticket: each brings columns of its own, of the same rows in the same order."""
-    lead, *others = course.row_owners
+    lead, *others = [party for party in course.row_owners if party not in course.absent]
     if others:
         yield Entrust(source=lead, targets=tuple(others))
     yield from alternating(course)
 
 
 def works(course: "Course", schedule: "Schedule") -> Iterator[Work]:
-    """A schedule's works, its turns parted where edges carry something only in every so-manyth step."""
+    """A schedule's works, with the saves between them.
+
+    Turns are parted where edges carry something only in every so-manyth step, and where a save is due. Edges from
+    absent parties are silent; clients whose segments are equal get those of one that was there when they return.
+    """
+    return _with_saves(_turns(course, schedule), course)
+
+
+def _turns(course: "Course", schedule: "Schedule") -> Iterator[Work]:
+    gone = frozenset[str]().union(*(course.edges_from.get(party, ()) for party in course.absent))
+    yield from _caught_up(course, schedule)
     for work in schedule.turns(course):
+        if gone and isinstance(work, Train | Evaluate):
+            work = replace(work, silent=work.silent | gone)
         yield from _parted(work, course) if isinstance(work, Train) and course.periods else (work,)
+
+
+def _caught_up(course: "Course", schedule: "Schedule") -> Iterator[HandOver]:
+    """Clients that were away get what all clients have in common from the first that was not."""
+    equal = "client" in schedule.averaged or (schedule.joined and course.equal_clients)
+    stayed = [party for party in course.clients if party not in course.returned]
+    for party in course.returned if equal and course.rounds_left else ():
+        yield HandOver(source=stayed[0], target=party, segments=course.client_segments, round=course.rounds_left[0])
+
+
+def _with_saves(works: Iterator[Work], course: "Course") -> Iterator[Work]:
+    """A save after each round, and after so many steps; never while a sum is under way, which none would have."""
+    since, summing, last = 0, False, None
+    for work in works:
+        if last is not None and work.round != last and not summing:
+            yield Save(round=last, ends_round=True)
+            since = 0
+        if isinstance(work, Train) and course.save_every and not summing:
+            while since + work.steps > course.save_every:
+                steps = course.save_every - since
+                if steps:
+                    yield replace(work, steps=steps)
+                    work = replace(work, first=work.first + steps, steps=work.steps - steps)
+                yield Save(round=work.round, ends_round=False)
+                since = 0
+        yield work
+        since += work.steps if isinstance(work, Train) else 0
+        summing = isinstance(work, Share) or (summing and not isinstance(work, Average))
+        last = work.round
+    if last is not None:
+        yield Save(round=last, ends_round=True)
 
 
 def predictions(course: "Course", absent: Collection[str]) -> Iterator[Work]:
@@ -252,6 +304,8 @@ def _local_training(course: "Course", number: int, order: tuple[str, ...]) -> It
 
 def _takers(course: "Course", number: int) -> tuple[str, ...]:
     """Who needs a round's mean: all that evaluate or train before there is another one, and in the end everybody."""
+    if course.all_take:
+        return course.clients
     needed = set(course.evaluated(number))
     for following in range(number + 1, course.rounds):
         needed.update(course.chosen(following))

@@ -17,6 +17,7 @@ Option = bool | int | float | str | list[int | float]
 AveragedOptimizer = Literal["reset", "keep", "average"]
 ClientSegments = Literal["equal", "own"]
 Choice = int | float | Literal["all"]
+Quorum = int | Literal["all"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +117,16 @@ class PartyTerms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SaveTerms:
+    """When the parties write down their parts of the run: after each round, and after each `every_steps` steps in it.
+
+    0: after rounds only.
+    """
+
+    every_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
     """What a person writes. `conductor` is the party that hands out turns; by default the (first) server.
 
@@ -124,6 +135,7 @@ class Terms:
     `labels`: the party that has the labels, where that is a choice; `labels_leave`: they may go to another one.
     `join`: how the activations of several parties become one; without a name the user's module is called with all.
     `source`, `segment`, `edge`: what a topology of one's own (`topology = "own"`) consists of.
+    `quorum`: how many clients are enough to go on with when others are lost or slow; by default all are waited for.
     """
 
     topology: str
@@ -144,6 +156,8 @@ class Terms:
     source: tuple[Source, ...] = ()
     segment: tuple[SegmentNode, ...] = ()
     edge: tuple[Edge, ...] = ()
+    quorum: Quorum = "all"
+    saves: SaveTerms = field(default_factory=SaveTerms)
     limits: Limits = field(default_factory=Limits)
 
     def drawn(self) -> Topology:

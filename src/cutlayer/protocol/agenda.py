@@ -1,12 +1,13 @@
 """The works of a run, numbered, as each party meets them. Sessions of one process find them together, once."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from cutlayer.errors import RunError
 from cutlayer.plan.course import Course
+from cutlayer.plan.membership import Start
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Average, Entrust, HandOver, Share, Work, predictions, works
+from cutlayer.plan.schedule import Average, Entrust, HandOver, Save, Share, Train, Work, predictions, works
 from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.messages import Rows, Task
 from cutlayer.protocol.route import parties_on_the_way
@@ -21,22 +22,43 @@ class Agenda:
     """
 
     def __init__(
-        self, plan: Plan, members: Mapping[str, Rows], readers: Iterable[str], task: Task = "train"
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        members: Mapping[str, Rows],
+        readers: Iterable[str],
+        task: Task = "train",
+        start: Start = Start(),  # noqa: B008 (frozen)
+    ) -> None:
         """Raises `RunError` if parties that should have the same rows bring another number of them."""
-        self.members = members
+        self.members, self.start = members, start
+        membership = start.log[-1]
         rows = _rows(plan, members, task)
         self.course = Course.of(
             plan,
             {owner: own.train for owner, own in rows.items()},
             {owner: own.held_out for owner, own in rows.items()},
+            membership,
         )
+        self.done = {owner: self.course.steps_before(owner, membership.round) for owner in rows}
+        """By owner of rows: the steps that lie behind the save from which the run is taken up."""
         self._plan = plan
         absent = [party for party in plan.terms.parties if party not in members]
-        self._works = enumerate(
+        self._works = self._left(
             works(self.course, plan.schedule) if task == "train" else predictions(self.course, absent)
         )  # fmt: skip
         self._pending: dict[str, deque[Numbered]] = {name: deque() for name in readers}
+
+    def _left(self, all_works: Iterator[Work]) -> Iterator[Numbered]:
+        """What is to be done after the save; and what is told in each process anew, the key of the order of rows."""
+        start, stop = self.start.save, self.start.until
+        for number, work in enumerate(all_works, self.start.log[-1].after + 1):
+            if number > start or isinstance(work, Entrust):
+                yield number, work
+            elif isinstance(work, Train):
+                for owner in work.parties:
+                    self.done[owner] += work.steps
+            if number == stop:
+                return
 
     def peek(self, reader: str) -> Numbered | None:
         """The next work for this reader, or None after the last."""
@@ -55,19 +77,19 @@ class Agenda:
         return self._pending[reader].popleft()
 
 
-Agendas = Callable[[Mapping[str, Rows]], Agenda]
-"""The agenda for these members."""
+Agendas = Callable[[Mapping[str, Rows], Start], Agenda]
+"""The agenda for these members, from where the run begins or is taken up."""
 
 
 def shared_agendas(plan: Plan, task: Task = "train") -> Agendas:
     """For sessions of one process: one agenda serves all that agree on the members."""
     known: list[Agenda] = []
 
-    def of(members: Mapping[str, Rows]) -> Agenda:
+    def of(members: Mapping[str, Rows], start: Start) -> Agenda:
         for agenda in known:
-            if agenda.members == members:
+            if (agenda.members, agenda.start) == (members, start):
                 return agenda
-        known.append(Agenda(plan, members, plan.terms.parties, task))
+        known.append(Agenda(plan, members, plan.terms.parties, task, start))
         return known[-1]
 
     return of
@@ -80,6 +102,8 @@ def participants(plan: Plan, work: Work) -> set[str]:
             return {plan.conductor, work.source, work.target}
         case Entrust():
             return {plan.conductor, work.source, *work.targets}
+        case Save():
+            return set(plan.terms.parties)
         case Share():
             return {plan.conductor, plan.aggregator, *_holding(plan, work.segments, work.holders)}
         case Average():

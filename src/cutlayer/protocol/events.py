@@ -1,7 +1,8 @@
 """What goes into a session and what comes out: plain data. Tensors pass through as opaque values.
 
-event  = Connected | Received | Ran | Lost | Tick | Broke
-action = Run | Send | Open | Step | Give | Take | Add | Spread | Settle | Tell | Drop | Done | Fail
+event  = Connected | Received | Ran | Stored | Lost | Tick | Broke
+action = Run | Send | Open | Step | Give | Take | Add | Spread | Settle | Restore | Store | Commit | Finish | Tell
+       | Drop | Done | Fail
 """
 
 from collections.abc import Mapping
@@ -10,8 +11,9 @@ from typing import Any, Literal
 
 from cutlayer.errors import CutlayerError
 from cutlayer.plan.batches import Batch
+from cutlayer.plan.membership import Start
 from cutlayer.plan.schedule import Kind
-from cutlayer.protocol.messages import Control, Message, Purpose, Sealed, State, StateKind, Ticket
+from cutlayer.protocol.messages import Control, Message, Purpose, Rows, Sealed, State, StateKind, Ticket
 
 Value = Any
 """Whatever the party's segments and codecs work on. The session never looks inside."""
@@ -74,10 +76,18 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """This party's part of a save is written, and lasts."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
-    """No event for `waited_s` seconds. The session owns no clock; it only knows its limits."""
+    """No event for `waited_s` seconds, and `passed_s` since the last tick. The session owns no clock."""
 
     waited_s: float
+    passed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ class Broke:
     error: CutlayerError
 
 
-Event = Connected | Received | Ran | Lost | Tick | Broke
+Event = Connected | Received | Ran | Stored | Lost | Tick | Broke
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +203,36 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Restore:
+    """The run begins, or is taken up, as `start` says: become what `save` has of this party; `NEVER`: its beginning.
+
+    What was saved later is void.
+    """
+
+    start: Start
+    save: int
+    members: Mapping[str, Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Copy this party's part of a save now; answer with `Stored` when it is written."""
+
+    number: int
+    round: int
+    ends_round: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All parties have written their parts of a save: it holds, and older ones may go."""
+
+    number: int
+    round: int
+    ends_round: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """A turn is over as far as `sums` go: losses and counts by owner of the rows."""
 
@@ -211,6 +251,11 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Finish:
+    """This party's part of the run is over: write that down, before the others hear of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The run has ended as planned."""
 
@@ -223,4 +268,5 @@ class Fail:
 
 
 Movement = Give | Take | Add | Spread | Settle
-Action = Run | Send | Open | Step | Movement | Tell | Drop | Done | Fail
+Lasting = Restore | Store | Commit | Finish
+Action = Run | Send | Open | Step | Movement | Lasting | Tell | Drop | Done | Fail

@@ -1,7 +1,7 @@
 """The closed set of messages, one set per protocol version. Headers only: tensors travel beside them as raw bytes.
 
-A message moves the run; a control frame (`Ping`, `Refuse`) concerns only the link it arrives on. What is not in this
-file cannot be said: the decoder refuses it by name before anything else looks at it.
+A message moves the run; a control frame (`Ping`, `Leave`, `Refuse`) concerns only the link it arrives on. What is not
+in this file cannot be said: the decoder refuses it by name before anything else looks at it.
 """
 
 import hashlib
@@ -11,15 +11,17 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from cutlayer.plan.membership import ALL, NEVER, Membership
 from cutlayer.plan.tensors import TensorShape
 
-VERSION = 3
+VERSION = 4
 
 SENTENCE = 4096
 
 Name = Annotated[str, Meta(max_length=128)]
 Sentence = Annotated[str, Meta(max_length=SENTENCE)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+Numbers = Annotated[tuple[Count, ...], Meta(max_length=256)]
 Tensors = Annotated[tuple[TensorShape, ...], Meta(max_length=64)]
 Sums = Annotated[dict[Name, float], Meta(max_length=64)]
 Purpose = Literal["train", "eval", "predict"]
@@ -66,6 +68,8 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
     party: Name
     rows: Rows
     task: Task = "train"
+    saves: Numbers = ()
+    """The saves of this run that I have whole, so that it can be taken up from one."""
 
 
 class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
@@ -77,6 +81,9 @@ class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
 
     run: Name
     members: Annotated[dict[Name, Rows], Meta(max_length=65_536)]
+    log: Annotated[tuple[Membership, ...], Meta(max_length=4096)] = ALL
+    save: Annotated[int, Meta(ge=NEVER, le=2**53)] = NEVER
+    """Who took part so far, and the save from which the run is taken up; where it begins, none."""
 
 
 class Turn(Struct, frozen=True, forbid_unknown_fields=True, tag="turn"):
@@ -151,6 +158,12 @@ class Report(Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
     sums: Annotated[dict[Name, Sums], Meta(max_length=65_536)]
 
 
+class Saved(Struct, frozen=True, forbid_unknown_fields=True, tag="saved"):
+    """From a member: my part of the save with this number is written. From the conductor: so are all; it holds."""
+
+    number: Count
+
+
 class Bye(Struct, frozen=True, forbid_unknown_fields=True, tag="bye"):
     """The run is over: as planned if `reason` is empty, else because of it. Only a `Bye` ends a run."""
 
@@ -159,6 +172,12 @@ class Bye(Struct, frozen=True, forbid_unknown_fields=True, tag="bye"):
 
 class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag="ping"):
     """I am alive. Control: answered by no one, since any arriving byte counts as life."""
+
+
+class Leave(Struct, frozen=True, forbid_unknown_fields=True, tag="leave"):
+    """Control: I close this link on purpose and shall not take it up again. `reason` is empty if nothing is amiss."""
+
+    reason: Sentence = ""
 
 
 class Refuse(Struct, frozen=True, forbid_unknown_fields=True, tag="refuse"):
@@ -188,5 +207,5 @@ def is_sound(sums: Mapping[str, float]) -> bool:
     return known and all(map(math.isfinite, sums.values())) and min(counts) >= 0
 
 
-Message = Hello | Welcome | Turn | Forward | Backward | State | Sealed | Report | Bye
-Control = Ping | Refuse
+Message = Hello | Welcome | Turn | Forward | Backward | State | Sealed | Report | Saved | Bye
+Control = Ping | Leave | Refuse

@@ -78,13 +78,18 @@ class Movements:
 
     def waiting_for(self) -> str:
         """Whose states are due first, for a person."""
+        return ", ".join(sorted(self.owing)) or "nobody"
+
+    @property
+    def owing(self) -> set[str]:
+        """Whose states are due first."""
         for number in sorted({*self._passing, *self._open}):
             due = {source for source, _ in self._passing.get(number, ())}
             if (moving := self._open.get(number)) is not None:
                 due.update(source for source, came in moving.awaited.items() if came is None)
             if due:
-                return ", ".join(sorted(due))
-        return "nobody"
+                return due
+        return set()
 
     # ------------------------------------------------------------------ opening
 

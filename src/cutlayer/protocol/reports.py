@@ -73,6 +73,15 @@ class Reports:
                 }
         return ready
 
+    def late(self, passed_s: float, deadline_s: float) -> set[str]:
+        """Conductor: the owners of rows whose turn has been open for too long, now that so much time has passed."""
+        late: set[str] = set()
+        for turn in self.due.values():
+            turn.age_s += passed_s
+            if turn.age_s > deadline_s:
+                late.update(party for party in turn.unreported if party in self._plan.clients)
+        return late
+
     def close(self, turn: OpenTurn, party: str) -> None:
         """A party has reported a turn; after the last one the turn is over."""
         del turn.unreported[party]

@@ -1,6 +1,6 @@
 """The rules of the protocol as data: what each is called, and which message may follow which."""
 
-from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, Sealed, State, Turn, Welcome
+from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, Saved, Sealed, State, Turn, Welcome
 
 RULES: dict[str, str] = {
     "wrong-version": "both ends speak the same version of the protocol",
@@ -22,6 +22,9 @@ RULES: dict[str, str] = {
     "wrong-rows": "the conductor knows the rows that this party announced, and every member once",
     "wrong-report": "a party reports each turn once, and the sums of the losses that it holds, as a loss has them",
     "wrong-state": "a state goes once, from whom and to whom the receiver's own schedule says, and is not too large",
+    "wrong-save": "a party says once that its part of a save is written, of the one that is due",
+    "wrong-members": "who takes part follows from the log, and the save from what this party has",
+    "not-finite": "tensors are finite, and not absurdly large",
     "off-schedule": "a turn is what the receiver's own schedule says",
     "early-bye": "the end comes after the last turn",
 }
@@ -39,7 +42,10 @@ MOVES: dict[tuple[Kinship, Standing, type], Standing] = {
     ("member", "running", State): "running",
     ("member", "running", Sealed): "running",
     ("member", "running", Report): "running",
+    ("member", "running", Saved): "running",
+    ("member", "waiting", Hello): "waiting",
     ("member", "closing", Bye): "gone",
+    ("member", "away", Hello): "closing",
     # what the conductor may say to a member
     ("conductor", "connected", Hello): "joined",
     ("conductor", "joined", Welcome): "running",
@@ -49,6 +55,7 @@ MOVES: dict[tuple[Kinship, Standing, type], Standing] = {
     ("conductor", "running", State): "running",
     ("conductor", "running", Sealed): "running",
     ("conductor", "running", Report): "running",
+    ("conductor", "running", Saved): "running",
     ("conductor", "running", Bye): "gone",
     # what a fellow may say, sealed, by the conductor
     ("fellow", "running", Forward): "running",

@@ -7,51 +7,57 @@ It is longer than other files since all that may be said is answered here, side 
 lies in `traffic`, `movements`, `reports` and `fellows`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
-from cutlayer.errors import ChannelClosed, ChannelTimeout, CutlayerError, PeerStopped, RemoteProtocolError
+from cutlayer.errors import ChannelClosed, ChannelTimeout, CutlayerError, Interrupted, PeerStopped, RemoteProtocolError
+from cutlayer.plan.membership import Start, own_save
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Evaluate, Predict, Train
+from cutlayer.plan.schedule import Evaluate, Predict, Save, Train
 from cutlayer.protocol.agenda import Agenda, Agendas, Numbered
 from cutlayer.protocol.events import (
     Action,
-    Broke,
     Connected,
     Done,
     Drop,
     Event,
     Fail,
+    Finish,
     Lost,
     Open,
     Ran,
     Received,
+    Restore,
     Send,
+    Stored,
     Tell,
     Tick,
     Value,
 )
 from cutlayer.protocol.fellows import Fellows
+from cutlayer.protocol.joining import Joining
 from cutlayer.protocol.messages import (
     SENTENCE,
-    VERSION,
     Backward,
     Bye,
     Forward,
     Hello,
+    Leave,
     Ping,
     Refuse,
     Report,
     Rows,
+    Saved,
     Sealed,
     State,
     Task,
     Turn,
     Welcome,
-    run_name,
 )
 from cutlayer.protocol.movements import Movements
 from cutlayer.protocol.reports import Reports
+from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.rules import MOVES
+from cutlayer.protocol.saving import Saving
 from cutlayer.protocol.traffic import Traffic
 from cutlayer.protocol.turns import OpenTurn
 
@@ -61,7 +67,7 @@ class Session:
 
     `run`: the run's name, where no nonce in `rows` makes it one. Sessions of one process may share their agendas.
     `ahead`: how many turns a conductor grants before the oldest of them is done, if not as many as the plan's limits
-    allow. `task`: to train, or to predict; `absent`: for a conductor that predicts, the parties that it does without.
+    allow. `task`: to train, or to predict. `standing`: what this party has of the run already, if it takes it up.
     """
 
     def __init__(
@@ -74,31 +80,36 @@ class Session:
         agendas: Agendas | None = None,
         ahead: int = 0,
         task: Task = "train",
-        absent: Collection[str] = (),
+        standing: Standing = Standing(),  # noqa: B008 (frozen)
     ) -> None:
         self.plan, self.me, self.rows, self.run = plan, me, rows, run
         self.limits = plan.terms.limits
         self.conducts = plan.conductor == me
         self.task: Task = task
-        self.absent = frozenset(absent)
-        members = [name for name in plan.terms.parties if name != me and name not in absent]
+        members = [name for name in plan.terms.parties if name != me and name not in standing.absent]
         self.peers = tuple(members) if self.conducts else (plan.conductor,)
+        self._standing = standing
+        self._joining = Joining(plan, me, rows, task, standing)
         self._fellows = Fellows(plan, me)
         self._window = 1 if plan.topology.is_chain else len(plan.topology.segments)
         self._place = {peer: place for place, peer in enumerate(self.peers)}
         self.joinable = set(self.peers)
-        """Who may still come in: nobody once the run has begun, since this version cannot take up a run again."""
+        """Who may still come in: nobody once the run has begun, unless it can be taken up again."""
         self.members: Mapping[str, Rows] = {}
-        self._joined: dict[str, Rows] = {}
-        """Conductor: the rows of those who have joined."""
+        self.start = Start()
+        """From where the run was begun, or taken up."""
         self.states: dict[str, str] = {}
         self._staying = set(self.peers)
         """Who has not gone."""
+        self._waiting: set[str] = set()
+        """Conductor: parties that are absent, and back again: they wait for the next round."""
+        self._welcomed: Welcome | None = None
         self._closing = False
         self.over = False
         self._traffic = Traffic(plan, me)
         self._movements = Movements(plan, me, self._traffic)
-        self._agendas = agendas or (lambda members: Agenda(plan, members, (me,), task))
+        self._saving = Saving(self.conducts)
+        self._agendas = agendas or (lambda members, start: Agenda(plan, members, (me,), task, start))
         self._agenda: Agenda | None = None
         """Once the run has begun."""
         self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
@@ -136,33 +147,46 @@ class Session:
                 self._settle()
             case Received():
                 self._received(event)
+            case Stored():
+                self._stored(event)
             case Connected():
                 self._connected(event.peer)
             case Lost():
                 self._lost(event)
             case Tick():
-                self._check_patience(event.waited_s)
-            case Broke():
+                self._tick(event)
+            case _:
                 raise event.error
 
     # ------------------------------------------------------------------ messages
 
     def _connected(self, peer: str) -> None:
         state = self.states.get(peer)
-        if peer not in self.peers or state in {"closing", "gone"}:
+        if peer not in self.joinable and (peer not in self.peers or state in {"closing", "gone"}):
             self._traffic.out.append(Drop(peer, f"{peer} has no part in the run, or not any more"))
             self._lost(Lost(peer, "it connected anew"))
+        elif self._is_late(peer):
+            self.states[peer] = "waiting"
+            self._waiting.add(peer)
+        elif state == "away":
+            self._send(peer, self._joining.hello())
         elif state is None or not self.begun:
             self.states[peer] = "connected"
-            self._joined.pop(peer, None)
-            self._send(peer, Hello(VERSION, self.plan.digest, self.me, self.rows, self.task))
+            self._joining.left(peer)
+            self._send(peer, self._joining.hello())
+        elif self._standing.lasting:
+            raise Interrupted(f"{peer} came back, and goes on from a save")
         else:
             raise ChannelClosed(f"{peer} connected anew: what was under way on its older link is lost")
+
+    def _is_late(self, peer: str) -> bool:
+        """Conductor: whether the run goes on, or is to begin, without this party."""
+        return self.conducts and (peer in self._joining.late or (self.begun and peer not in self.members))
 
     def _received(self, event: Received) -> None:
         peer, message = event.peer, event.message
         state = "running" if peer in self.fellows and self.begun else self.states.get(peer)
-        if state is None or isinstance(message, Ping):
+        if state is None or isinstance(message, Ping | Leave):
             return  # what a peer said before it was sent away is moot
         if isinstance(message, Refuse) or (isinstance(message, Bye) and message.reason):
             self._stopped(peer, message)
@@ -177,6 +201,7 @@ class Session:
                 self._traffic.backward(peer, message, event.payload)
                 self._settle()
             case State():
+                self._save_passed()
                 self._movements.arrived(peer, message, event.payload)
             case Sealed():
                 self._sealed(peer, message, event.payload)
@@ -194,12 +219,14 @@ class Session:
         mine = message.target == self.me
         self._traffic.out.append(Open(message, payload) if mine else Send(message.target, message, payload))
 
-    def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Bye) -> None:
+    def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Saved | Bye) -> None:
         match message:
             case Turn():
                 self._turn(peer, message)
             case Report():
                 self._report(peer, message)
+            case Saved():
+                self._peer_saved(peer, message)
             case Hello():
                 self._hello(peer, message)
             case Welcome():
@@ -208,32 +235,33 @@ class Session:
                 self._bye(peer)
 
     def _hello(self, peer: str, hello: Hello) -> None:
-        if hello.version != VERSION:
-            raise RemoteProtocolError("wrong-version", peer, f"it speaks {hello.version}, we speak {VERSION}")
-        if hello.party != peer:
-            raise RemoteProtocolError("wrong-name", peer, f"it calls itself {hello.party!r}")
-        if hello.plan != self.plan.digest:
-            detail = f"its plan is {hello.plan[:12]}…, ours {self.plan.digest[:12]}…: exchange plan.toml and its files"
-            raise RemoteProtocolError("wrong-plan", peer, detail)
-        if hello.task != self.task:
-            raise RemoteProtocolError("wrong-task", peer, f"it came to {hello.task}, we are here to {self.task}")
-        if self.conducts:
-            self._joined[peer] = hello.rows
+        self._joining.check(peer, hello)
+        if self.conducts and peer not in self._waiting:
+            self._joining.joined(peer, hello)
+            if self._closing and self._welcomed is not None:
+                self._send(peer, self._joining.again(peer, self._welcomed, self._saving.held))
+                self._send(peer, Bye())
 
     def _welcome(self, peer: str, welcome: Welcome) -> None:
-        missing = self.plan.terms.parties.keys() - welcome.members.keys()
-        at_fault = welcome.members.keys() - self.plan.terms.parties.keys() or not self._may_lack(missing)
-        if at_fault or welcome.members.get(self.me) != self.rows:
-            raise RemoteProtocolError("wrong-rows", peer, "its members are not the plan's, or our rows not ours")
-        if self.rows.nonce and welcome.run != run_name(self.plan.digest, self.task, welcome.members):
-            raise RemoteProtocolError("wrong-rows", peer, "the run's name is not made of what all have drawn for it")
-        self.run = welcome.run
-        self._begin_schedule(self._agendas(welcome.members))
+        self._joining.check_welcome(peer, welcome)
+        self._begin(welcome)
 
-    def _may_lack(self, missing: Collection[str]) -> bool:
-        return not missing or (self.task == "predict" and not self.plan.why_not_without(missing))
+    def _begin(self, welcome: Welcome) -> None:
+        """The run begins, or is taken up, as all are told."""
+        self.run, self.members = welcome.run or self.run, welcome.members
+        self.start = Start(welcome.log, welcome.save, self._standing.until)
+        agenda = self._agendas(welcome.members, self.start)
+        own = own_save(welcome.log, self.me, welcome.save)
+        if self.task == "train":
+            self._traffic.out.append(Restore(self.start, own, welcome.members))
+        self._agenda = agenda
+        self._welcomed = welcome
+        if not self._standing.lasting:
+            self.joinable.clear()
+        self._open_movements()
 
     def _turn(self, peer: str, turn: Turn) -> None:
+        self._save_passed()
         opened = self._open_next()
         if opened is None or opened.message() != turn:
             raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
@@ -256,32 +284,44 @@ class Session:
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
-            if self._traffic.turns or self._reports.due or not self._movements.idle or self._next() is not None:
+            if not self._idle or not self._saving.idle or self._next() is not None:
                 raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
+            self._traffic.out.append(Finish())
             self._send(peer, Bye())
 
     # ------------------------------------------------------------------ turns
 
-    def _begin_schedule(self, agenda: Agenda) -> None:
-        self._agenda = agenda
-        self.members = agenda.members
-        self.joinable.clear()
-        self._open_movements()
+    @property
+    def _idle(self) -> bool:
+        """Whether all is over that was begun here."""
+        return not self._traffic.turns and not self._reports.due and self._movements.idle
 
     def _next(self) -> Numbered | None:
         """The next work in which I take part, unless the one before must be complete first."""
-        if self._agenda is None or self._movements.blocked:
+        if self._agenda is None or self._movements.blocked or self._saving.blocks:
             return None
         return self._agenda.peek(self.me)
 
     def _open_movements(self) -> None:
-        """What moves is granted by nobody: it is open as soon as the schedule has come to it."""
+        """What moves is granted by nobody: it is open as soon as the schedule has come to it. Nor are saves."""
         while (following := self._next()) is not None:
             number, work = following
             if isinstance(work, Train | Evaluate | Predict):
                 return
             self._pop()
-            self._movements.open(number, work)
+            if isinstance(work, Save):
+                self._saving.reached = number, work
+            else:
+                self._movements.open(number, work)
+
+    def _go_on(self) -> None:
+        """What follows of itself: movements, a save once all before it is over, at the conductor the next turns."""
+        self._open_movements()
+        while self._saving.may_begin and self._idle:
+            self._traffic.out.append(self._saving.begin())
+            self._open_movements()
+        if self.conducts and self.begun:
+            self._grant()
 
     def _open_next(self) -> OpenTurn | None:
         """Go on in the schedule to the next turn in which I take part: its tickets may come now."""
@@ -306,27 +346,28 @@ class Session:
         self._movements.proceed()
         self._open_movements()
         self._settle()
-        if self.conducts:
-            self._grant()
+        self._go_on()
 
-    def _progress(self) -> None:
+    def _progress(self, *, patient: bool = True) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
-        if self.conducts and not self.begun and len(self._joined) == len(self.peers):
-            members = {
-                name: self._joined.get(name, self.rows) for name in self.plan.terms.parties if name not in self.absent
-            }  # fmt: skip
-            agenda = self._agendas(members)
-            if self.rows.nonce:
-                self.run = run_name(self.plan.digest, self.task, members)
+        if self.conducts and not self.begun and not self._joining.missing(patient=patient):
+            welcome = self._joining.begin()
+            self.peers = tuple(peer for peer in self.peers if peer in welcome.members)
+            self._staying = set(self.peers)
             for peer in self.peers:
-                self._send(peer, Welcome(self.run, members))
+                self._send(peer, welcome)
                 self.states[peer] = "running"
-            self._begin_schedule(agenda)
-        if self.conducts and self.begun:
-            self._grant()
+            self._begin(welcome)
+        if self.begun:
+            self._go_on()
         if not self._staying:
-            self.over = True
-            self._traffic.out.append(Done())
+            self._end()
+
+    def _end(self) -> None:
+        self.over = True
+        if self.conducts:
+            self._traffic.out.append(Finish())
+        self._traffic.out.append(Done())
 
     def _grant(self) -> None:
         """Conductor: grant the next turns, say goodbye after the last."""
@@ -337,7 +378,7 @@ class Session:
             for peer in sorted(turn.unreported.keys() - {self.me}, key=self._place.__getitem__):
                 self._send(peer, message)
             self._traffic.begin()
-        if not self._reports.due and self._movements.idle and not self._closing:
+        if self._idle and self._saving.idle and self._next() is None and not self._closing:
             self._closing = True
             for peer in self.peers:
                 self._send(peer, Bye())
@@ -352,10 +393,44 @@ class Session:
             if self.conducts:
                 self._reports.close(turn, self.me)
                 self._pass_on(turn, self.me, turn.sums)
-                self._grant()
             else:
                 self._send(self.plan.conductor, Report(turn.number, turn.sums))
+            self._go_on()
             self._traffic.begin()
+
+    # ------------------------------------------------------------------ saves
+
+    def _peer_saved(self, peer: str, message: Saved) -> None:
+        if self.conducts:
+            self._saving.told(peer, message.number)
+            self._saved()
+        else:
+            self._traffic.out.append(self._saving.hold(message.number, peer))
+
+    def _save_passed(self) -> None:
+        """The conductor has gone on from the last save, and so may I: it would not have said this before."""
+        if not self._saving.passed:
+            self._saving.passed = True
+            self._open_movements()
+
+    def _stored(self, event: Stored) -> None:
+        if self._saving.written(event.number):
+            self._saved()
+            self._progress()
+
+    def _saved(self) -> None:
+        """A part of a save is written."""
+        pending = self._saving.pending
+        if pending is not None and not self.conducts:
+            self._send(self.plan.conductor, Saved(pending[0]))
+        elif pending is not None and self._saving.complete(self.peers):
+            held = self._saving.hold(pending[0])
+            self._traffic.out.append(held)
+            for peer in self.peers:
+                self._send(peer, Saved(held.number))
+            more = held.ends_round and held.round + 1 < self.plan.terms.training.rounds
+            if more and self._waiting:
+                raise Interrupted(f"{', '.join(sorted(self._waiting))} came back, for the next round")
 
     def _note(self, peer: str, state: str) -> None:
         self.states[peer] = state
@@ -367,7 +442,7 @@ class Session:
 
     # ------------------------------------------------------------------ when things go wrong
 
-    def _send(self, peer: str, message: Hello | Welcome | Turn | Report | Bye | Refuse) -> None:
+    def _send(self, peer: str, message: Hello | Welcome | Turn | Report | Saved | Bye | Refuse) -> None:
         self._traffic.out.append(Send(peer, message))
 
     def _refuse(self, error: RemoteProtocolError) -> None:
@@ -395,39 +470,72 @@ class Session:
         """Conductor, before the run: close the link to a peer, which may come again."""
         if not self.conducts or self.begun:
             return False
-        del self.states[peer]
-        self._joined.pop(peer, None)
+        self._forget(peer)
         self._traffic.out.append(Drop(peer, reason))
         return True
 
+    def _forget(self, peer: str) -> None:
+        """Conductor: a peer that is no part of the run yet is gone, and may come again."""
+        del self.states[peer]
+        self._joining.left(peer)
+        self._waiting.discard(peer)
+
     def _fail(self, error: CutlayerError) -> None:
+        """The run is over for me: all are told why, but where it is taken up again as soon as they are back."""
         self.over = True
         for peer, state in self.states.items():
-            if state != "gone":
+            if state != "gone" and not isinstance(error, Interrupted):
                 self._send(peer, Bye(reason=error.told[:SENTENCE] or type(error).__name__))
         self._traffic.out.append(Fail(error))
 
     def _lost(self, event: Lost) -> None:
-        state = self.states.get(event.peer)
-        if state in {"gone", "closing"}:
-            self._note(event.peer, "gone")
+        peer, state = event.peer, self.states.get(event.peer)
+        if state == "closing" and self._standing.lasting and self.conducts:
+            self.states[peer] = "away"  # it may not have heard that all is over, and have to go on from the last save
+        elif state in {"gone", "closing", "away"}:
+            self._note(peer, "gone")
             self._progress()
-        elif state is not None and self.conducts and not self.begun:
-            del self.states[event.peer]
-            self._joined.pop(event.peer, None)
+        elif state is not None and self.conducts and (not self.begun or peer in self._waiting):
+            self._forget(peer)
         elif state is not None:
-            self._note(event.peer, "gone")
-            raise ChannelClosed(f"{event.peer} is lost: {event.reason}")
+            self._note(peer, "gone")
+            sentence = f"{peer} is lost: {event.reason}"
+            raise Interrupted(sentence) if self._standing.lasting else ChannelClosed(sentence)
 
-    def _check_patience(self, waited_s: float) -> None:
+    # ------------------------------------------------------------------ time
+
+    def _tick(self, tick: Tick) -> None:
+        if self.conducts and self.plan.terms.quorum != "all":
+            self._check_deadlines(tick)
+        if tick.waited_s > self._patience_s():
+            if self._closing and self._standing.lasting:
+                self._end()
+                return
+            raise ChannelTimeout(f"waited {tick.waited_s:.0f} s for {self.waiting_for()}")
+
+    def _patience_s(self) -> float:
+        limits, again = self.limits, self._standing.again
+        if self._closing and self._standing.lasting:
+            return limits.rejoin_timeout_s
         if not self.begun:
-            limit_s = self.limits.join_timeout_s
-        elif self.conducts or any(turn.under_way for turn in self._traffic.turns.values()):
-            limit_s = self.limits.progress_timeout_s
-        else:
-            limit_s = self.limits.turn_timeout_s
-        if waited_s > limit_s:
-            raise ChannelTimeout(f"waited {waited_s:.0f} s for {self.waiting_for()}")
+            later_s = limits.rejoin_timeout_s if self.conducts else limits.turn_timeout_s
+            return later_s if again else limits.join_timeout_s
+        at_work = self.conducts or any(turn.under_way for turn in self._traffic.turns.values())
+        return limits.progress_timeout_s if at_work else limits.turn_timeout_s
+
+    def _check_deadlines(self, tick: Tick) -> None:
+        """Conductor, where a quorum is enough: do without those that are lost, or slow, for too long."""
+        deadline_s = self.limits.deadline_s
+        if not self.begun:
+            if tick.waited_s > deadline_s:
+                self._progress(patient=False)
+            return
+        slow = self._reports.late(tick.passed_s, deadline_s)
+        if tick.waited_s > deadline_s:
+            slow |= self._movements.owing | self._saving.owing(self.peers)
+        if slow and not self.plan.why_not_go_on_without([*self.start.log[-1].absent, *slow]):
+            names = ", ".join(sorted(slow))
+            raise Interrupted(f"{names} did not answer within {deadline_s:.0f} s: the others go on", without=slow)
 
     # ------------------------------------------------------------------ what a person may ask
 
@@ -439,6 +547,10 @@ class Session:
         """Training steps on `owner`'s rows in the whole run."""
         return self._agenda.course.total_steps(owner) if self._agenda else 0
 
+    def steps_behind(self, owner: str) -> int:
+        """Of these, those that lay behind the save from which the run was taken up."""
+        return self._agenda.done.get(owner, 0) if self._agenda else 0
+
     def waiting_for(self) -> str:
         """What this party is waiting for, for a person."""
         if not self.begun:
@@ -448,6 +560,8 @@ class Session:
             oldest = next(iter(self._reports.due.values()), None)
             if oldest is None and not self._movements.idle:
                 return f"{self._movements.waiting_for()} to send what moves"
+            if oldest is None and self._saving.pending:
+                return f"{', '.join(sorted(self._saving.owing(self.peers))) or self.me} to write a save"
             owing = oldest.unreported.keys() - {self.me} if oldest else set()
             leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
             return f"{', '.join(sorted(owing) or leaving)} to {'answer' if oldest else 'leave'}"

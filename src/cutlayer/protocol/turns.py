@@ -66,6 +66,8 @@ class OpenTurn:
         self.granted = False
         self.under_way = False
         """A peer has sent something of this turn, so it is at work on it."""
+        self.age_s = 0.0
+        """Conductor: since it was granted."""
         self.replicas_left = 0
         """Replicas of mine that have not finished this turn."""
         self.replicas = 0

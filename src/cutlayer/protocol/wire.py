@@ -3,9 +3,12 @@
     4 bytes   magic and wire version
     4 bytes   header length        unsigned, big endian
     8 bytes   body length          unsigned, big endian
+    8 bytes   number               the frame's place among all that this end has sent on the link, from 1
+    8 bytes   acknowledged         how many frames of the other direction this end has received
     header    msgpack, one of `messages.Message | messages.Control`
     body      the tensors' raw bytes, little endian, each padded to 64 bytes
 
+Both numbers are the link's: in memory they are 0, and so is the number of a frame that concerns only a connection.
 Both lengths are checked against limits before anything is allocated; the body's length must be what the header's
 tensors add up to. Nothing here is executed, looked up or instantiated by a name that a peer sent.
 """
@@ -21,9 +24,9 @@ from cutlayer.errors import FrameRefused
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.messages import Control, Message
 
-MAGIC = b"CUT\x01"
+MAGIC = b"CUT\x02"
 ALIGNMENT = 64
-_PRELUDE = struct.Struct("!4sIQ")
+_PRELUDE = struct.Struct("!4sIQQQ")
 PRELUDE_BYTES = _PRELUDE.size
 _PADDING = memoryview(bytes(ALIGNMENT))
 
@@ -47,27 +50,36 @@ class Frame:
     body_bytes: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "body_bytes", sum(part.nbytes for part in self.parts))
+        nbytes = 0
+        for part in self.parts:  # a sum over a generator takes longer than the rest of this
+            nbytes += part.nbytes
+        object.__setattr__(self, "body_bytes", nbytes)
 
     @property
     def nbytes(self) -> int:
         """All bytes on the wire, prelude included (before TLS)."""
         return PRELUDE_BYTES + len(self.header) + self.body_bytes
 
-    def prelude(self) -> bytes:
-        return _PRELUDE.pack(MAGIC, len(self.header), self.body_bytes)
+    def prelude(self, number: int = 0, acknowledged: int = 0) -> bytes:
+        return _PRELUDE.pack(MAGIC, len(self.header), self.body_bytes, number, acknowledged)
 
 
 def read_prelude(data: bytes | memoryview, *, header_limit: int, body_limit: int) -> tuple[int, int]:
     """Header and body length, both within their limits. Raises `FrameRefused`."""
-    magic, header_bytes, body_bytes = _PRELUDE.unpack(data)
+    header_bytes, body_bytes, _, _ = read_numbered(data, header_limit, body_limit)
+    return header_bytes, body_bytes
+
+
+def read_numbered(data: bytes | memoryview, header_limit: int, body_limit: int) -> tuple[int, int, int, int]:
+    """`read_prelude`, and the frame's number, and how many frames its sender has received. Raises `FrameRefused`."""
+    magic, header_bytes, body_bytes, number, acknowledged = _PRELUDE.unpack(data)
     if magic != MAGIC:
         raise FrameRefused(f"the peer sent bytes that are no frame (they start with {bytes(magic)!r})")
     if header_bytes > header_limit:
         raise FrameRefused(f"the peer announced a header of {header_bytes:,} bytes; the limit is {header_limit:,}")
     if body_bytes > body_limit:
         raise FrameRefused(f"the peer announced a body of {body_bytes:,} bytes; the limit is {body_limit:,}")
-    return header_bytes, body_bytes
+    return header_bytes, body_bytes, number, acknowledged
 
 
 def check_length(there: int, announced: int) -> None:

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -22,9 +22,11 @@ from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import make_loader
 from cutlayer.party.sealed import Seals, Unsealed
 from cutlayer.plan.document import nearest
+from cutlayer.plan.membership import ALL, NEVER, Log
 from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.agenda import shared_agendas
 from cutlayer.protocol.messages import NONCE_BYTES, Task
+from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.route import Route, largest_body_bytes
 from cutlayer.transport.memory import MemoryChannel, pair
 
@@ -108,7 +110,8 @@ class Result:
             present -= set(plan.clients) - data.keys()
         absent = [name for name in plan.terms.parties if name not in present]
         with torch.random.fork_rng(devices=[]):
-            parties = _parties(self.agreement, data, Local(), task="predict", absent=absent)
+            crew = _Crew(self.agreement, data, Local(), task="predict")
+            parties = crew.parties(Standing(absent=frozenset(absent)))
             for name, party in parties.items():
                 for owner in plan.owners:
                     party.restore(owner, self.parties[name].weights(owner))
@@ -120,7 +123,7 @@ class Result:
         return told
 
 
-def simulate_plan(
+def simulate_plan(  # noqa: PLR0913 (all that a run can be told, by name)
     agreement: Agreement,
     data: Mapping[str, Data],
     *,
@@ -130,8 +133,11 @@ def simulate_plan(
     observers: Sequence[Observer] = (),
     device: str = "cpu",
     delivery: random.Random | None = None,
+    log: Log = ALL,
 ) -> Result:
     """Run an agreed plan in this process. `delivery` shuffles which link is served next; the result stays the same.
+
+    With the `log` of a run in which parties were absent for a while, those are absent here from the same rounds on.
 
     Without `seals`, by party, states that are forwarded are not sealed: they have as many bytes, and no secret.
 
@@ -139,7 +145,7 @@ def simulate_plan(
     """
     meters = {name: Meter() for name in agreement.plan.terms.parties}
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
-        parties = _parties(
+        crew = _Crew(
             agreement,
             data,
             Local(
@@ -150,7 +156,12 @@ def simulate_plan(
                 device=device,
             ),
         )
-        _drive(parties, delivery)
+        parties: dict[str, Party] = {}
+        for standing in _replayed(log):
+            there = crew.parties(standing)
+            _drive(there, delivery)
+            parties |= there
+    parties = {name: parties[name] for name in agreement.plan.terms.parties}
     return Result(agreement=agreement, parties=parties, meters=meters)
 
 
@@ -165,29 +176,60 @@ class Local:
     device: str = "cpu"
 
 
-def _parties(
-    agreement: Agreement, data: Mapping[str, Data], local: Local, *, task: Task = "train", absent: Sequence[str] = ()
-) -> dict[str, Party]:
+class _Crew:
     """The parties of a run in this process; they share what they may."""
-    plan = agreement.plan
-    replicas = Replicas(plan, agreement.parts_of, device=local.device)
-    agendas = shared_agendas(plan, task)
-    setting = Setting(nonce=bytes(NONCE_BYTES), agendas=agendas, ahead=1, task=task, absent=tuple(absent))
-    parties = {}
-    for name in plan.terms.parties:
-        if name not in absent:
-            secret = local.secrets.get(name) or _secret(plan.terms.seed, name)
-            parties[name] = Party(
-                plan,
+
+    def __init__(self, agreement: Agreement, data: Mapping[str, Data], local: Local, task: Task = "train") -> None:
+        self._plan, self._local, self._task = agreement.plan, local, task
+        self._replicas = Replicas(agreement.plan, agreement.parts_of, device=local.device)
+        self._secrets = {
+            name: local.secrets.get(name) or _secret(agreement.plan.terms.seed, name)
+            for name in agreement.plan.terms.parties
+        }
+        self._loaders = {
+            name: make_loader(agreement, name, data.get(name), local.held_out.get(name), secret, task)
+            for name, secret in self._secrets.items()
+            if task == "train" or name in data or name not in agreement.plan.feature_owners
+        }
+
+    def parties(self, standing: Standing) -> dict[str, Party]:
+        """Those that are there, ready to begin."""
+        setting = Setting(
+            nonce=bytes(NONCE_BYTES),
+            agendas=shared_agendas(self._plan, self._task),
+            ahead=1,
+            task=self._task,
+            standing=standing,
+        )
+        gone = standing.absent | standing.without
+        return {
+            name: Party(
+                self._plan,
                 name,
-                replicas=replicas,
+                replicas=self._replicas,
                 secret=secret,
-                loader=make_loader(agreement, name, data.get(name), local.held_out.get(name), secret, task),
-                observers=local.observers.get(name, ()),
-                seals=local.seals.get(name, Unsealed()),
+                loader=self._loaders[name],
+                observers=self._local.observers.get(name, ()),
+                seals=self._local.seals.get(name, Unsealed()),
                 setting=setting,
             )
-    return parties
+            for name, secret in self._secrets.items()
+            if name not in gone
+        }
+
+
+def _replayed(log: Log) -> Iterator[Standing]:
+    """How the parts of a run begin that is parted where its members change; each ends where the next one begins."""
+    saves = tuple(each.after for each in log if each.after != NEVER)
+    for place, membership in enumerate(log):
+        after, following = membership.after, log[place + 1 : place + 2]
+        yield Standing(
+            saves=saves,
+            committed=() if after == NEVER else (after,),
+            log=log[: place + 1],
+            without=frozenset(membership.absent),
+            until=following[0].after if following else NEVER,
+        )
 
 
 def _drive(parties: Mapping[str, Party], delivery: random.Random | None) -> None:

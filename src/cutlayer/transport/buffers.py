@@ -8,6 +8,7 @@ memory, and only that view's end, when the last reference through it is gone, gi
 import threading
 import weakref
 from collections import deque
+from ctypes import addressof, c_char
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,5 +88,5 @@ def _capacity(nbytes: int) -> int:
 
 def _allocate(capacity: int) -> memoryview:
     memory: NDArray[np.uint8] = np.empty(capacity + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -addressof(c_char.from_buffer(memory.data)) % ALIGNMENT  # several times as fast as asking numpy
     return memory.data[start : start + capacity]

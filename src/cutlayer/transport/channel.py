@@ -13,10 +13,11 @@ NO_BODY = memoryview(b"")
 
 
 class Channel(Protocol):
-    """A link to one peer. Frames arrive in the order they were sent, or the link fails and says so.
+    """A link to one peer. Each frame arrives once, in the order they were sent, or the link fails and says so.
 
-    One thread sends and one thread receives (they may be two); `close` may come from any. An error in one direction
-    is final for that direction: the other goes on, so that a last word can still leave or arrive.
+    One thread sends and one thread receives (they may be two); `close` may come from any. Who sends must receive as
+    well: acknowledgements come with what is received. An error in one direction is final for that direction: the other
+    goes on, so that a last word can still leave or arrive.
     """
 
     @property
@@ -25,7 +26,7 @@ class Channel(Protocol):
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of all frames sent, preludes and headers included; heartbeats and TLS's own bytes are not counted."""
+        """Bytes of all frames sent, each once, with preludes and headers; not heartbeats, nor TLS's own bytes."""
 
     @property
     def received_bytes(self) -> int:
@@ -34,8 +35,10 @@ class Channel(Protocol):
     def send(self, frame: Frame) -> int:
         """Blocks until the frame was handed to the link and returns its bytes on the wire.
 
-        The frame's parts may be overwritten as soon as this returns. Raises `ChannelTimeout` if the frame did not
-        leave within `limits.send_timeout_s`, `ChannelClosed` if the peer or this end is gone.
+        Nobody changes a frame's parts after this: the link keeps them, and no copy, until the peer has acknowledged
+        them. Raises `ChannelTimeout` if the frame did not leave within `limits.send_timeout_s`, or the peer leaves so
+        much unacknowledged for so long that there is no room for it (`limits.queued_frames`, `limits.queued_bytes`);
+        `ChannelClosed` if the peer or this end is gone.
         """
 
     def receive(self, limit_bytes: int) -> Frame:
@@ -43,7 +46,8 @@ class Channel(Protocol):
 
         Lengths are checked before anything is allocated: a body over `limit_bytes` or a header over
         `limits.header_bytes` raises `FrameRefused`. Raises `ChannelTimeout` after `limits.silence_timeout_s` without
-        a single byte (heartbeats count), `ChannelClosed` if the peer or this end is gone and all frames were received.
+        a single byte (heartbeats count), `ChannelClosed` if the peer or this end is gone and all frames were received;
+        where connections can be made anew, only once that has failed for `limits.reconnect_timeout_s`.
         """
 
     def close(self) -> None:

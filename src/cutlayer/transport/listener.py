@@ -8,17 +8,17 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cutlayer.errors import ChannelError, FrameRefused
+from cutlayer.errors import ChannelError, CredentialError, FrameRefused
 from cutlayer.plan.limits import Limits
-from cutlayer.transport.buffers import BufferPool
-from cutlayer.transport.lanes import LanesChannel
+from cutlayer.transport.identity import Identity
+from cutlayer.transport.link import Link
 from cutlayer.transport.meeting import Half, Meeting, UnwelcomeError
 from cutlayer.transport.opening import Answer, Deadline, hang_up, hear_opening, part, say, wake
-from cutlayer.transport.tls import KeyFiles, context_for, listening_context, misfit, what_failed
+from cutlayer.transport.tls import KeyFiles, listening_context, misfit, what_failed
 
 REMEMBERED_REFUSALS = 256
 ACCEPT_POLL_S = 0.5
@@ -39,9 +39,11 @@ class Refusal:
 class Listener:
     """Waits at `address` (host, port; port 0 takes a free one) for the parties in `allowed`.
 
-    `allowed` may change while the listener runs. `pins` are SHA-256 digests (hex) of the parties' public keys, by
-    party. `on_refused` is called from a thread of the listener's. Raises `ChannelError` if it cannot listen there,
-    `CredentialError` if the key files do not serve.
+    `allowed` may change while the listener runs, and is asked for every connection: also for one that takes a broken
+    link up again. `pins` are SHA-256 digests (hex) of the parties' public keys, by party. The key files are read again
+    when they have changed. `on_refused`, and `on_trouble` with a sentence of what befalls a link, are called from
+    threads of the listener's. Raises `ChannelError` if it cannot listen there, `CredentialError` if the key files do
+    not serve.
     """
 
     def __init__(
@@ -50,19 +52,18 @@ class Listener:
         credentials: KeyFiles | None,
         *,
         party: str,
-        allowed: Collection[str],
+        allowed: Container[str],
         limits: Limits,
         pins: Mapping[str, str] | None = None,
         on_refused: Callable[[Refusal], None] | None = None,
         insecure_plaintext_on_loopback: bool = False,
     ) -> None:
-        self._context = context_for(
-            listening_context, credentials, address[0], plaintext=insecure_plaintext_on_loopback
-        )
+        self.on_trouble: Callable[[str], None] = lambda sentence: None
+        self._identity = Identity(listening_context, credentials, address[0], plaintext=insecure_plaintext_on_loopback)
         self._party, self._allowed, self._pins, self._limits = party, allowed, pins or {}, limits
         self._on_refused = on_refused
         self._refused: deque[Refusal] = deque(maxlen=REMEMBERED_REFUSALS)
-        self._meeting = Meeting(party, limits, BufferPool(), self._release)
+        self._meeting = Meeting(party, limits, release=self._release, on_trouble=self._tell)
         self._lock = threading.Lock()
         self._pending: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
@@ -77,15 +78,20 @@ class Listener:
         """Who was not let in, the oldest first; the last 256 of them."""
         return tuple(self._refused)
 
-    def accept(self, timeout_s: float | None = None) -> LanesChannel:
+    def accept(self, timeout_s: float | None = None) -> Link:
         """The next party's link, complete and proven; `peer` says whose. Waits without end if `timeout_s` is None.
 
         Raises `ChannelTimeout` if nobody came, `ChannelClosed` if this listener was closed.
         """
         return self._meeting.next_link(timeout_s)
 
+    def cut_off(self, party: str, reason: str) -> None:
+        """Ends the party's link at once and tells it why; who is no longer `allowed` cannot come again."""
+        self._meeting.cut_off(party, reason)
+
     def close(self) -> None:
-        """Stops listening and ends what was not accepted yet; accepted links stay with their owner. Idempotent."""
+        """Stops listening and ends what was not accepted yet; accepted links stay with their owner, and last
+        as long as their connections. Idempotent."""
         self._closed.set()
         wake(self._socket)
         self._porter.join()
@@ -116,10 +122,13 @@ class Listener:
             hang_up(connection)
             self._note(address, f"{self._limits.connections} other connections have not said yet whose they are")
             return
+        self._renew()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._context:
-                connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            if self._identity.context:
+                connection = self._identity.context.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
         except (OSError, ValueError):
             hang_up(connection)
             self._note(address, "it hung up")
@@ -131,6 +140,15 @@ class Listener:
             self._pending.add(connection)
             self._threads.add(thread)
         thread.start()
+
+    def _renew(self) -> None:
+        try:
+            self._identity.renew()
+        except CredentialError as error:  # in the middle of a renewal, say
+            self._tell(f"{self._party} goes on with its older certificate: {error}")
+
+    def _tell(self, sentence: str) -> None:
+        self.on_trouble(sentence)
 
     def _hear(self, connection: socket.socket, address: str) -> None:
         deadline = Deadline(self._limits.handshake_timeout_s)
@@ -164,7 +182,7 @@ class Listener:
         opening = hear_opening(connection, deadline)
         if opening.party not in self._allowed:
             raise UnwelcomeError(f"{opening.party!r} is none of the parties that {self._party} waits for")
-        if self._context and (fault := misfit(certificate, opening.party, self._pins)):
+        if self._identity.context and (fault := misfit(certificate, opening.party, self._pins)):
             raise UnwelcomeError(fault)
         return Half(connection, opening, certificate)
 

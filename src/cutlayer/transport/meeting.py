@@ -1,4 +1,7 @@
-"""Where the two connections of a link find each other, and where a party's newer link replaces its older one."""
+"""Where two connections of a party find each other, for a link that is new or for one that broke.
+
+A party has one link: a new one takes the place of an older.
+"""
 
 import queue
 import socket
@@ -7,10 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import msgspec
+
 from cutlayer.errors import ChannelClosed, ChannelError, ChannelTimeout
 from cutlayer.plan.limits import Limits
 from cutlayer.transport.buffers import BufferPool
-from cutlayer.transport.lanes import LanesChannel
+from cutlayer.transport.lanes import lanes
+from cutlayer.transport.link import Link
 from cutlayer.transport.opening import Answer, Deadline, Opening, say
 
 
@@ -24,7 +30,7 @@ class UnwelcomeError(ChannelError):
 
 @dataclass(eq=False, slots=True)
 class Half:
-    """One of a link's two connections: proven to be its party's, waiting for the other one."""
+    """One of two connections: proven to be its party's, waiting for the other one."""
 
     connection: socket.socket
     opening: Opening
@@ -33,8 +39,8 @@ class Half:
     refusal: UnwelcomeError | None = None
 
     @property
-    def key(self) -> tuple[str, bytes, int]:
-        return self.opening.party, self.certificate, self.opening.incarnation
+    def key(self) -> tuple[Opening, bytes]:
+        return msgspec.structs.replace(self.opening, direction="to-listener"), self.certificate
 
     def settle(self, refusal: UnwelcomeError | None = None) -> None:
         self.refusal = refusal
@@ -42,16 +48,25 @@ class Half:
 
 
 class Meeting:
-    """Pairs halves of equal party, certificate and incarnation, answers both, and queues the link for `next_link`.
+    """Pairs halves of equal certificate and opening but for the direction, answers both, and makes a link of them.
 
-    `release` is told of each connection that has become part of a link, before anybody can receive that link.
+    A new link is queued for `next_link`; `release` is told of each connection that has become part of a link before
+    that. `on_trouble` is what the links tell their troubles to.
     """
 
-    def __init__(self, party: str, limits: Limits, pool: BufferPool, release: Callable[[socket.socket], None]) -> None:
-        self._party, self._limits, self._pool, self._release = party, limits, pool, release
-        self._waiting: dict[tuple[str, bytes, int], Half] = {}
-        self._links: dict[str, tuple[int, LanesChannel]] = {}  # by party, the newest
-        self._arrived: queue.SimpleQueue[LanesChannel | None] = queue.SimpleQueue()
+    def __init__(
+        self,
+        party: str,
+        limits: Limits,
+        *,
+        release: Callable[[socket.socket], None],
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        self._party, self._limits, self._pool = party, limits, BufferPool()
+        self._release, self._on_trouble = release, on_trouble
+        self._waiting: dict[tuple[Opening, bytes], Half] = {}
+        self._links: dict[str, tuple[int, Link]] = {}  # by party, the newest
+        self._arrived: queue.SimpleQueue[Link | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -75,7 +90,7 @@ class Meeting:
         if half.refusal:
             raise half.refusal
 
-    def next_link(self, timeout_s: float | None) -> LanesChannel:
+    def next_link(self, timeout_s: float | None) -> Link:
         """The next link that was not replaced meanwhile. Raises `ChannelTimeout`, `ChannelClosed`."""
         while True:
             try:
@@ -88,8 +103,15 @@ class Meeting:
             if link.open:
                 return link
 
+    def cut_off(self, party: str, reason: str) -> None:
+        """Ends the party's link, and tells it why."""
+        with self._lock:
+            _, link = self._links.pop(party, (0, None))
+        if link is not None:
+            link.end(f"the link to {party} was cut off: {reason}", reason)
+
     def close(self) -> None:
-        """Refuses who waits, and closes the links that nobody received."""
+        """Refuses who waits, and closes the links that nobody received; the others last as long as they stand."""
         with self._lock:
             self._closed = True
             for half in self._waiting.values():
@@ -99,6 +121,8 @@ class Meeting:
                 if link := self._arrived.get():
                     link.close()
             self._arrived.put(None)
+            for _, link in self._links.values():
+                link.forgo()
 
     def _settle(self, half: Half, other: Half) -> None:
         refusal = None
@@ -112,18 +136,27 @@ class Meeting:
         other.settle(refusal)
 
     def _welcome(self, half: Half, other: Half) -> None:
-        party, _, incarnation = half.key
-        newest, older = self._links.get(party, (-1, None))
-        if older and older.open and incarnation <= newest:
+        opening = half.opening
+        newest, older = self._links.get(opening.party, (-1, None))
+        if older and older.open and opening.incarnation <= newest:
             raise UnwelcomeError("a newer link of this party is already open", passing=True)
+        if opening.resumes and not (older and older.life == opening.life and older.fits(opening.received)):
+            raise UnwelcomeError("its process is a new one, or it has given up the run")
+        answer = Answer(self._party, received=older.received if older and opening.resumes else 0)
         deadline = Deadline(self._limits.handshake_timeout_s)
         for each in (half, other):
-            say(each.connection, Answer(self._party), deadline)
-        incoming, outgoing = (half, other) if half.opening.direction == "to-listener" else (other, half)
-        link = LanesChannel(party, outgoing.connection, incoming.connection, self._limits, self._pool)
-        if older:
-            older.end(f"{party} opened a newer link in this one's place")
-        self._links[party] = incarnation, link
+            say(each.connection, answer, deadline)
+        incoming, outgoing = (half, other) if opening.direction == "to-listener" else (other, half)
         self._release(half.connection)
         self._release(other.connection)
+        pair = lanes(outgoing.connection, incoming.connection, self._limits, self._pool)
+        if older and opening.resumes:
+            self._links[opening.party] = opening.incarnation, older
+            older.attach(pair, opening.received)
+            return
+        if older:
+            older.end(f"{opening.party} opened a newer link in this one's place")
+        link = Link(opening.party, opening.life, pair, self._limits)
+        link.on_trouble = self._on_trouble
+        self._links[opening.party] = opening.incarnation, link
         self._arrived.put(link)

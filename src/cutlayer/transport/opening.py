@@ -14,11 +14,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cutlayer.errors import FrameRefused
-from cutlayer.protocol.messages import Name, Sentence
+from cutlayer.protocol.messages import Count, Name, Sentence
 from cutlayer.protocol.wire import PRELUDE_BYTES, Frame, read_prelude
 
 OPENING_BYTES = 1024
 ANSWER_BYTES = 8192
+LIFE_BYTES = 16
 DRAIN_BYTES = 65_536
 DRAIN_S = 0.5
 
@@ -28,20 +29,28 @@ Direction = Literal["to-listener", "to-dialler"]
 class Opening(Struct, frozen=True, tag="opening"):
     """From the dialler: this connection will carry frames in this direction.
 
-    `incarnation` is the same on both connections of a link and greater for each later link of that party.
+    `incarnation` is the same on both connections of a pair and greater for each later pair of that party. `life` is
+    the link's, drawn once. With `resumes` the pair takes up a link that broke, and `received` frames of it arrived.
     """
 
     party: Name
     direction: Direction
     incarnation: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    life: Annotated[bytes, Meta(min_length=LIFE_BYTES, max_length=LIFE_BYTES)]
+    resumes: bool = False
+    received: Count = 0
 
 
 class Answer(Struct, frozen=True, tag="answer"):
-    """From the listener: welcome, if `refusal` is empty, else why not, and whether to try again makes sense."""
+    """From the listener: welcome, if `refusal` is empty, else why not, and whether to try again makes sense.
+
+    Where a link is taken up again, `received` frames of it have arrived here.
+    """
 
     party: Name
     refusal: Sentence = ""
     passing: bool = False
+    received: Count = 0
 
 
 class Deadline:

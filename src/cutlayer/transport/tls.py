@@ -108,7 +108,8 @@ def public_key_digest(certificate: bytes) -> str:
 def what_failed(error: ssl.SSLError) -> str:
     """Half a sentence on the other end's failed handshake, for the end that listens: it …"""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate {_verdict(error)}"
+        mend = ": that party needs a new one" if error.verify_code == _VERIFY_EXPIRED else ""
+        return f"its certificate {_verdict(error)}{mend}"
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "it hung up"
     reason = error.reason or ""
@@ -117,7 +118,8 @@ def what_failed(error: ssl.SSLError) -> str:
     if reason in _NOT_TLS:
         return "it does not speak TLS"
     if alert := _alert(reason):
-        return f"it refused our certificate: {alert}"
+        mend = "; put a new one in its place, no restart is needed" if reason.endswith("EXPIRED") else ""
+        return f"it refused our certificate: {alert}{mend}"
     return f"the TLS handshake failed ({reason or error})"
 
 

@@ -1,0 +1,94 @@
+"""Before the run: who is here, with which rows and saves; from where all begin, or take the run up."""
+
+from collections.abc import Mapping
+
+from cutlayer.errors import RemoteProtocolError
+from cutlayer.plan.membership import NEVER, Start, own_save
+from cutlayer.plan.plan import Plan
+from cutlayer.protocol.messages import VERSION, Hello, Rows, Task, Welcome, run_name
+from cutlayer.protocol.resuming import Standing
+
+
+class Joining:
+    """What parties say of themselves before the run, checked for party `me`, which brings `rows` and its `standing`."""
+
+    def __init__(self, plan: Plan, me: str, rows: Rows, task: Task, standing: Standing) -> None:
+        self._plan, self._me, self._rows, self._task = plan, me, rows, task
+        self._standing = standing
+        self._here: dict[str, Hello] = {}
+        """Conductor: what those who have joined said."""
+        self.late = standing.without if not plan.why_not_go_on_without(standing.without) else frozenset[str]()
+        """Conductor: parties that are not waited for."""
+
+    def hello(self) -> Hello:
+        return Hello(VERSION, self._plan.digest, self._me, self._rows, self._task, self._standing.saves)
+
+    def check(self, peer: str, hello: Hello) -> None:
+        """Whether a peer speaks of the same as I. Raises `RemoteProtocolError`."""
+        if hello.version != VERSION:
+            raise RemoteProtocolError("wrong-version", peer, f"it speaks {hello.version}, we speak {VERSION}")
+        if hello.party != peer:
+            raise RemoteProtocolError("wrong-name", peer, f"it calls itself {hello.party!r}")
+        if hello.plan != self._plan.digest:
+            detail = f"its plan is {hello.plan[:12]}…, ours {self._plan.digest[:12]}…: exchange plan.toml and its files"
+            raise RemoteProtocolError("wrong-plan", peer, detail)
+        if hello.task != self._task:
+            raise RemoteProtocolError("wrong-task", peer, f"it came to {hello.task}, we are here to {self._task}")
+
+    # ------------------------------------------------------------------ at the conductor
+
+    def joined(self, peer: str, hello: Hello) -> None:
+        """A peer is here."""
+        self._here[peer] = hello
+
+    def left(self, peer: str) -> None:
+        """A peer is gone again, or begins anew."""
+        self._here.pop(peer, None)
+
+    def missing(self, *, patient: bool = True) -> list[str]:
+        """Who must come before the run can begin; without patience, those that are not here and cannot be absent."""
+        there = {*self._here, self._me, *self._standing.absent}
+        missing = [party for party in self._plan.terms.parties if party not in there and party not in self.late]
+        gone = [party for party in self._plan.clients if party not in there]
+        if not patient and self._task == "train" and not self._plan.why_not_go_on_without(gone):
+            return [party for party in missing if party not in gone]
+        return missing
+
+    def begin(self) -> Welcome:
+        """What all are told, now that all who must be are here."""
+        members = {
+            party: self._here[party].rows if party in self._here else self._rows
+            for party in self._plan.terms.parties
+            if party in self._here or party == self._me
+        }
+        start = Start()
+        if self._task == "train":
+            saves = {party: hello.saves for party, hello in self._here.items()} | {self._me: self._standing.saves}
+            start = self._standing.start(saves, [p for p in self._plan.terms.parties if p not in members])
+        return Welcome(self._named(members), members, start.log, start.save)
+
+    def again(self, peer: str, welcome: Welcome, last: int) -> Welcome:
+        """What a member is told that was lost when all was over: the last save is where it is."""
+        members = {**welcome.members, peer: self._here[peer].rows}
+        return Welcome(self._named(members), members, welcome.log, last)
+
+    def _named(self, members: Mapping[str, Rows]) -> str:
+        return run_name(self._plan.digest, self._task, members) if self._rows.nonce else ""
+
+    # ------------------------------------------------------------------ at a member
+
+    def check_welcome(self, peer: str, welcome: Welcome) -> None:
+        """Whether I can begin as the conductor says. Raises `RemoteProtocolError`."""
+        members, log = welcome.members, welcome.log
+        missing = [party for party in self._plan.terms.parties if party not in members]
+        if members.keys() - self._plan.terms.parties.keys() or members.get(self._me) != self._rows:
+            raise RemoteProtocolError("wrong-rows", peer, "its members are not the plan's, or our rows not ours")
+        if self._rows.nonce and welcome.run != run_name(self._plan.digest, self._task, members):
+            raise RemoteProtocolError("wrong-rows", peer, "the run's name is not made of what all have drawn for it")
+        predicts = self._task == "predict"
+        why = (self._plan.why_not_without if predicts else self._plan.why_not_go_on_without)(missing) if missing else ""
+        in_order = bool(log) and [each.after for each in log] == sorted({each.after for each in log})
+        if why or not in_order or (not predicts and set(log[-1].absent) != set(missing)):
+            raise RemoteProtocolError("wrong-members", peer, why or "its log of members is not in order")
+        if own_save(log, self._me, welcome.save) not in (NEVER, *self._standing.saves):
+            raise RemoteProtocolError("wrong-members", peer, f"save {welcome.save} is none that we have whole")

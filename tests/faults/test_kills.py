@@ -1,0 +1,85 @@
+"""A party killed at any stage of a ticket or a save, and started again: the bits of the undisturbed run."""
+
+import pytest
+
+from faults.crew import Crew
+from faults.faults import SAVE, TICKET, Fault, corrupt, drop, duplicate, kill, reorder, stop, truncate
+from faults.jobs import JOBS, differences, job_of, undisturbed
+
+MIDDLE = {"load": 9, "forward": 5, "backward": 4, "step": 4, "hello": 1, "finish": 1, "restore": 1}
+"""The act at which parties are killed; a save is their third."""
+
+
+def assert_nothing_is_different(crew: Crew, name: str, *faults: Fault) -> None:
+    job = job_of(name, crew)
+    outcome = crew.run(job, *faults)
+    assert {fault for _, fault in outcome.struck} == set(faults), outcome.story()
+    assert not differences(outcome, undisturbed().of(job)), outcome.story()
+
+
+def test_a_client_and_then_the_server_are_killed_and_nothing_is_different(crew: Crew) -> None:
+    assert_nothing_is_different(
+        crew, "vanilla", kill("b", ticket=7, at="backward"), kill("server", ticket=30, at="forward")
+    )
+
+
+def test_connections_that_lose_garble_and_cut_off_what_is_sent_and_nothing_is_different(crew: Crew) -> None:
+    faults = corrupt("a", frame=10), truncate("server", frame=30), drop("server", frame=60), reorder("b", frame=20)
+    assert_nothing_is_different(crew, "vanilla", *faults, duplicate("c", frame=10))
+
+
+# ---------------------------------------------------------------------- the slow tier
+
+SOURCES = {"vanilla": "a", "u_shaped": "b", "vertical": "a", "relay": "b", "splitfed_v1": "c"}
+"""The client that is killed, by job."""
+ELSEWHERE = {("server", "load"), ("aggregator", "load"), ("aggregator", "forward"), ("aggregator", "backward")}
+ELSEWHERE |= {("aggregator", "step")}
+"""What these parties do not do."""
+
+
+def _places(name: str) -> list[tuple[str, str]]:
+    parties = [SOURCES[name], "server", *(["aggregator"] if name == "splitfed_v1" else [])]
+    return [(party, at) for party in parties for at in (*TICKET, *SAVE) if (party, at) not in ELSEWHERE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_a_run_with_saves_gives_the_bits_of_the_simulation(crew: Crew, name: str) -> None:
+    assert_nothing_is_different(crew, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "party", "at"), [(name, *place) for name in JOBS for place in _places(name)])
+def test_a_party_is_killed_at_any_stage_and_nothing_is_different(crew: Crew, name: str, party: str, at: str) -> None:
+    fault = Fault(kind="kill", party=party, at=at, number=MIDDLE.get(at, 3))
+    assert_nothing_is_different(crew, name, fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_a_party_is_killed_again_as_it_takes_the_run_up_and_nothing_is_different(crew: Crew, name: str) -> None:
+    assert_nothing_is_different(
+        crew,
+        name,
+        kill("a", ticket=6),
+        kill("a", save=1, at="hello", life=2),
+        kill("a", save=1, at="restore", life=3),
+        kill("server", save=2, at="restore"),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_all_are_killed_at_once_and_nothing_is_different(crew: Crew, name: str) -> None:
+    """Here each at its third save, which so holds at some and not at others."""
+    parties = job_of(name, crew).terms.parties
+    assert_nothing_is_different(
+        crew, name, *(kill(party, save=3, at="committed" if party == "server" else "written") for party in parties)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.0, 6.0], ids=["for less than peers take for silence", "for more"])
+@pytest.mark.parametrize("party", ["a", "server"])
+def test_a_party_is_frozen_and_nothing_is_different(crew: Crew, party: str, seconds: float) -> None:
+    assert_nothing_is_different(crew, "vanilla", stop(party, ticket=6, seconds=seconds))
