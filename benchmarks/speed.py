@@ -116,13 +116,17 @@ def uncut_run(
         return record(uncut, timeout_s)
 
 
-def split_run(workload: str, steps: int, folder: Path, timeout_s: float, device: str) -> dict[str, Record]:
+def split_run(
+    workload: str, steps: int, folder: Path, timeout_s: float, device: str, save_every: int = 0
+) -> dict[str, Record]:
     """What each party measured."""
     parties = (*WORKLOADS[workload].clients, SERVER)
     make_demo_kit(folder / "keys", parties)
     with ExitStack() as stack:
         pipes = {
-            party: stack.enter_context(started(ONE_THREAD, take_part, workload, steps, folder, device, party))
+            party: stack.enter_context(
+                started(ONE_THREAD, take_part, workload, steps, folder, device, save_every, party)
+            )
             for party in parties
         }
         port = heard(pipes[SERVER], START_TIMEOUT_S)

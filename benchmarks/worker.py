@@ -23,8 +23,8 @@ from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed, Progressed
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.memory import keep_freed_memory
-from cutlayer.party.run import Network, run
-from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.party.run import Network, Saves, run
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, SaveTerms, Terms, Training
 from workloads import CUT, LR, WORKLOADS, Workload
 
 SERVER = "lab"
@@ -76,13 +76,16 @@ def train_uncut(name: str, steps: int, folder: Path, device: str, pipe: Connecti
 # ---------------------------------------------------------------------- a party of the split run
 
 
-def take_part(name: str, steps: int, folder: Path, device: str, party: str, pipe: Connection) -> None:
-    """Take part in the split run on the path of real runs. The server sends its port first; the client is sent it."""
+def take_part(name: str, steps: int, folder: Path, device: str, save_every: int, party: str, pipe: Connection) -> None:
+    """Take part in the split run on the path of real runs. The server sends its port first; the client is sent it.
+
+    With `save_every` the parties keep saves, one after so many steps; without, none.
+    """
     keep_freed_memory()
     torch.set_num_threads(1)
     workload = WORKLOADS[name]
     x, y, epochs = workload.epochs(steps)
-    agreement = agree(workload, x.shape[1:], epochs, folder / "keys")
+    agreement = agree(workload, x.shape[1:], epochs, folder / "keys", save_every)
     rows = brought(workload, x, y)
     clock = Clock()
 
@@ -106,6 +109,7 @@ def take_part(name: str, steps: int, folder: Path, device: str, party: str, pipe
         data=rows.get(party),
         observers=(observe,),
         device=device,
+        saves=Saves(place=folder / f"saves-{party}", anew=True) if save_every else None,
     )
     outcome.save(folder / party)
     pipe.send(
@@ -134,7 +138,7 @@ def public_keys(keys: Path, parties: Iterable[str]) -> dict[str, PublicKeys]:
     return {name: read_public_keys(keys / f"{name}.pub", name) for name in parties}
 
 
-def agree(workload: Workload, row: torch.Size, epochs: int, keys: Path) -> Agreement:
+def agree(workload: Workload, row: torch.Size, epochs: int, keys: Path, save_every: int = 0) -> Agreement:
     """The plan of the split run: a round is an epoch in natural order, nothing is held out."""
     vertical = len(workload.clients) > 1
     inputs = (InputTerms(shape=(row[0] // len(workload.clients),)),) if vertical else ()
@@ -143,6 +147,7 @@ def agree(workload: Workload, row: torch.Size, epochs: int, keys: Path) -> Agree
         schedule="joint" if vertical else "alternating",
         model=ModelTerms(cut=() if vertical else (CUT,)),
         input=InputTerms(shape=tuple(row)),
+        saves=SaveTerms(every_steps=save_every),
         training=Training(
             loss=Method(name=workload.loss),
             optimizer=Method(name="SGD", options={"lr": LR}),

@@ -84,6 +84,8 @@ class Maker:
         if prediction:
             for owner in self.plan.owners:
                 party.restore(owner, prediction.by_owner.get(owner, prediction.weights))
+        if standing.over:
+            party.take_up_last()
         return party
 
     def finished(self) -> Party | None:
@@ -92,6 +94,7 @@ class Maker:
             return None
         party = self.make(self.saver.standing(again=True))
         party.take_up_last()
+        party.over = True
         party.tell(Noticed(party=self.name, sentence=f"{self.name}'s part of this run is over already"))
         return party
 
@@ -148,6 +151,7 @@ class Door:
             self._listener = Listener(
                 address, network.credentials, allowed=guard, on_refused=loop.refused, **self._common
             )
+            self._listener.on_trouble = loop.notice
             loop.listen(self._listener)
 
     def links(self, party: Party, *, again: bool) -> list[Channel]:
@@ -160,4 +164,6 @@ class Door:
         address = self._network.connect or address_of(plan.terms.parties[server].address, server)
         party.tell(Noticed(party=name, sentence=f"{name} dials {server} at {address[0]}:{address[1]}"))
         patience_s = limits.rejoin_timeout_s if again else limits.join_timeout_s
-        return [dial(address, self._network.credentials, peer=server, give_up_after_s=patience_s, **self._common)]
+        link = dial(address, self._network.credentials, peer=server, give_up_after_s=patience_s, **self._common)
+        link.on_trouble = self._loop.notice
+        return [link]

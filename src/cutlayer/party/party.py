@@ -269,13 +269,12 @@ class Party:
                 self.saver.commit(action)
                 self.tell(Saved(party=self.name, number=action.number, round=action.round))
             case Finish() if self.saver:
-                self.saver.finish()
+                self.saver.finish(left=action.left)
 
     def take_up_last(self) -> None:
-        """Become what the last save has of this party, which is over."""
+        """Become what the last save has of this party, whose part of the run is over."""
         assert self.saver is not None
         self.tell(self.saver.take_up_last(self.replicas, self.name))
-        self.over = True
 
     def _store(self, store: Store) -> None:
         written: list[Event] = []

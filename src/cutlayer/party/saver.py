@@ -14,6 +14,7 @@ from cutlayer.party.checkpoint import Checkpoints
 from cutlayer.party.replicas import Kept, Replicas, Rest
 from cutlayer.plan.membership import ALL, NEVER, Log, Membership
 from cutlayer.protocol.events import Commit, Restore, Store
+from cutlayer.protocol.messages import Rows
 from cutlayer.protocol.resuming import Standing
 
 LOG, FINISHED = "members", "finished"
@@ -55,8 +56,9 @@ class Saver:
 
     @property
     def finished(self) -> bool:
-        """Whether this party's part of the run is over already."""
-        return self._checkpoints.read_note(FINISHED) is not None
+        """Whether this party's part of the run is over already; a conductor's once all have left, too."""
+        note = self._checkpoints.read_note(FINISHED)
+        return note is not None and bool(note["left"])
 
     @property
     def newest(self) -> int:
@@ -75,7 +77,13 @@ class Saver:
             rounds={number: self._rounds[number] for number in there if number in self._rounds},
             log=self._log,
             without=without,
+            over=self._members() if self._checkpoints.read_note(FINISHED) is not None else {},
         )
+
+    def _members(self) -> dict[str, Rows]:
+        """Who took part at last, with which rows."""
+        body = msgspec.convert(self._checkpoints.read(self.newest).body, Body)
+        return {party: Rows(*rows) for party, rows in body.rows.items()}
 
     def __call__(self, fact: Fact) -> None:
         if isinstance(fact, Scored):
@@ -168,9 +176,9 @@ class Saver:
         if commit.ends_round:
             self._rounds[commit.number] = commit.round
 
-    def finish(self) -> None:
+    def finish(self, *, left: bool) -> None:
         """This party's part of the run is over, and lasts."""
-        self._checkpoints.note(FINISHED, {"save": self.newest})
+        self._checkpoints.note(FINISHED, {"save": self.newest, "left": left})
 
     def clear(self) -> None:
         """Forget the run: the next one begins anew."""

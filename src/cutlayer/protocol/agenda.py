@@ -51,9 +51,14 @@ class Agenda:
     def _left(self, all_works: Iterator[Work]) -> Iterator[Numbered]:
         """What is to be done after the save; and what is told in each process anew, the key of the order of rows."""
         start, stop = self.start.save, self.start.until
+        told: list[Numbered] = []
         for number, work in enumerate(all_works, self.start.log[-1].after + 1):
-            if number > start or isinstance(work, Entrust):
+            if number > start:
+                yield from told
+                told.clear()
                 yield number, work
+            elif isinstance(work, Entrust):
+                told.append((number, work))
             elif isinstance(work, Train):
                 for owner in work.parties:
                     self.done[owner] += work.steps

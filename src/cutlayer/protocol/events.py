@@ -252,7 +252,12 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """This party's part of the run is over: write that down, before the others hear of it."""
+    """This party's part of the run is over: write that down, before the others hear of it.
+
+    At a conductor it is over but for the goodbyes, until all have `left`.
+    """
+
+    left: bool = True
 
 
 @dataclass(frozen=True, slots=True)

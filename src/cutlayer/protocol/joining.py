@@ -67,6 +67,11 @@ class Joining:
             start = self._standing.start(saves, [p for p in self._plan.terms.parties if p not in members])
         return Welcome(self._named(members), members, start.log, start.save)
 
+    def over(self) -> Welcome:
+        """What the members of a run were told last that is over."""
+        members = {**self._standing.over, self._me: self._rows}
+        return Welcome(self._named(members), members, self._standing.log, max(self._standing.committed, default=NEVER))
+
     def again(self, peer: str, welcome: Welcome, last: int) -> Welcome:
         """What a member is told that was lost when all was over: the last save is where it is."""
         members = {**welcome.members, peer: self._here[peer].rows}

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from cutlayer.plan.membership import ALL, NEVER, Log, Start, own_save, until, with_absent
+from cutlayer.protocol.messages import Rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,8 +14,9 @@ class Standing:
     With `lasting` it keeps saves: then a lost peer does not end the run, which is taken up again from a save; `again`
     says that it is. `saves`: those it has whole. The rest is the conductor's: `committed` are those that all had,
     `rounds` says which of these end a round, and which; `log` is who took part so far; it does not wait for parties to
-    do `without`. `absent`: those that its predictions do without. `until`: the run ends with this save, so that a
-    simulation can go on from there with other members.
+    do `without`. The run is `over` for these parties, with their rows, which may not all have heard so. `absent`: those
+    that its predictions do without. `until`: the run ends with this save, so that a simulation can go on from there
+    with other members.
     """
 
     lasting: bool = False
@@ -26,6 +28,7 @@ class Standing:
     without: frozenset[str] = frozenset()
     absent: frozenset[str] = frozenset()
     until: int = NEVER
+    over: Mapping[str, Rows] = field(default_factory=dict)
 
     def start(self, saves: Mapping[str, Collection[int]], absent: Collection[str]) -> Start:
         """From where those that are there, with these saves, go on: the newest save that serves, or the beginning.

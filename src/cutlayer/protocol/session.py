@@ -114,6 +114,18 @@ class Session:
         """Once the run has begun."""
         self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
         self._reports = Reports(plan, me, self._traffic)
+        if standing.over:
+            self._close(self._joining.over())
+
+    def _close(self, welcome: Welcome) -> None:
+        """Conductor: all was over before this process began, but for the goodbyes: who comes is told."""
+        self.run, self.members = welcome.run, welcome.members
+        self.start = Start(welcome.log, welcome.save)
+        self._agenda = self._agendas(self.members, self.start)
+        self._welcomed, self._closing, self._saving.held = welcome, True, welcome.save
+        self.peers = tuple(peer for peer in self.peers if peer in self.members)
+        self._staying = set(self.peers)
+        self.states = dict.fromkeys(self.peers, "away")
 
     @property
     def fellows(self) -> frozenset[str]:
@@ -168,7 +180,8 @@ class Session:
         elif self._is_late(peer):
             self.states[peer] = "waiting"
             self._waiting.add(peer)
-        elif state == "away":
+        elif state == "away" or (state == "closing" and self.conducts and self._standing.lasting):
+            self.states[peer] = "away"
             self._send(peer, self._joining.hello())
         elif state is None or not self.begun:
             self.states[peer] = "connected"
@@ -380,6 +393,8 @@ class Session:
             self._traffic.begin()
         if self._idle and self._saving.idle and self._next() is None and not self._closing:
             self._closing = True
+            if self._standing.lasting:
+                self._traffic.out.append(Finish(left=False))
             for peer in self.peers:
                 self._send(peer, Bye())
                 self.states[peer] = "closing"
@@ -515,6 +530,8 @@ class Session:
 
     def _patience_s(self) -> float:
         limits, again = self.limits, self._standing.again
+        if self._standing.over:
+            return limits.reconnect_timeout_s + limits.silence_timeout_s  # who lives has dialled again by then
         if self._closing and self._standing.lasting:
             return limits.rejoin_timeout_s
         if not self.begun:
