@@ -61,6 +61,7 @@ def apply(strikes: Strikes) -> None:
     _before(Folder, "rename", lambda _, __, name: _renamed(name), strikes)
     _after(Checkpoints, "write", "written", strikes)
     _after(Checkpoints, "commit", "committed", strikes)
+    _after(Saver, "finish", "finished", strikes)
     _on_frames(strikes)
 
 

@@ -45,6 +45,7 @@ STAGES = {
     "commit": "a save is to hold",
     "committed": "a save holds",
     "finish": "the run is over",
+    "finished": "it is written that the run is over",
     "hello": "joining",
     "restore": "a save is taken up",
     FRAME: "a frame",

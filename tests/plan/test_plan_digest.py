@@ -11,7 +11,7 @@ from msgspec import Struct, structs
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
 from cutlayer.plan.tensors import TensorShape, TensorSpec
-from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, SaveTerms, Terms, Training
 from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 PLAN = Plan(
@@ -65,7 +65,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "71ab01995c1a77d65221d9580cb3641934261deaf374417a6f6c48c3ef7ecb81"
+GOLDEN = "1b6706dbef9f33f92b53f8d7ed7f8cf9253445b9d9135534b8271c7754683cb0"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -120,7 +120,8 @@ def test_the_digest_changes_with_everything_that_was_agreed(changed: Plan) -> No
 
 def test_all_fields_are_among_the_changes_above() -> None:
     graph = (Source, SegmentNode, Edge)
-    kinds = (Terms, ModelTerms, InputTerms, Training, PartyTerms, Limits, Method, SegmentContents, Contents, *graph)
+    terms = (Terms, ModelTerms, InputTerms, Training, PartyTerms, Limits, Method, SaveTerms)
+    kinds = (*terms, SegmentContents, Contents, *graph)
     for kind in kinds:
         names = getattr(kind, "__struct_fields__", None) or [field.name for field in dataclasses.fields(kind)]
         for name in names:

@@ -272,6 +272,29 @@ def test_a_link_that_cannot_stand_again_is_over_after_the_limit(connect: Connect
         ends.client.send(Frame(b"x"))
 
 
+def test_the_time_to_stand_again_begins_anew_with_each_break(connect: Connect, helpers: ThreadPoolExecutor) -> None:
+    ends = connect(reconnect_timeout_s=0.6)
+    there, back = helpers.submit(ends.server.receive, 0), helpers.submit(ends.client.receive, 0)
+    for number in (1, 2):
+        time.sleep(1.1)
+        ends.relay.cut()
+        until(lambda number=number: len(ends.told) == len(ends.heard) == 2 * number)  # type: ignore[misc]
+    ends.client.send(Frame(b"x"))
+    assert there.result(5).header == b"x"
+    ends.client.close()
+    assert back.exception(5) is not None
+
+
+def test_a_link_that_stands_only_to_break_again_is_given_up(connect: Connect) -> None:
+    ends = connect(reconnect_timeout_s=0.8)
+    ends.client.on_trouble = lambda sentence: ends.relay.cut() if "stands" in sentence else None
+    started = time.monotonic()
+    ends.relay.cut()
+    with pytest.raises(ChannelClosed, match=r"did not stand again within 0\.8 s"):
+        ends.client.receive(0)
+    assert time.monotonic() - started < 4.0
+
+
 def test_with_no_time_to_reconnect_a_broken_link_is_over_at_once(connect: Connect) -> None:
     ends = connect(reconnect_timeout_s=0.0)
     ends.relay.cut()
@@ -279,7 +302,7 @@ def test_with_no_time_to_reconnect_a_broken_link_is_over_at_once(connect: Connec
     for end in (ends.client, ends.server):
         with pytest.raises(ChannelClosed, match=r"is gone$"):
             end.receive(0)
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 1.0
 
 
 def test_a_close_is_told_at_once_and_a_cut_is_not(connect: Connect, helpers: ThreadPoolExecutor) -> None:
@@ -384,11 +407,13 @@ def test_a_request_and_its_answer_cost_no_frame_more(
         write(lane, frame, number, acknowledged)
 
     monkeypatch.setattr(SendingLane, "write", counted)
-    for _ in range(300):
+    for _ in range(100):
         ends.client.send(Frame(b"ask"))
-        ends.server.send(ends.server.receive(0))
+        question = ends.server.receive(0)
+        time.sleep(0.001)  # long enough for an acknowledgement of its own to leave, if one were due
+        ends.server.send(question)
         ends.client.receive(0)
-    assert len(numbers) == 600
+    assert len(numbers) == 200
 
 
 def test_what_was_acknowledged_is_kept_no_longer(connect: Connect, helpers: ThreadPoolExecutor) -> None:

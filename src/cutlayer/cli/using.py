@@ -40,6 +40,7 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
 ) -> None:
     """Use the trained model on new rows, with the other parties, as one of them. Parties may start in any order."""
     from cutlayer.data.answers import check_ending
+    from cutlayer.party.local import DenyList
     from cutlayer.party.memory import keep_freed_memory
     from cutlayer.party.run import Prediction
     from cutlayer.party.run import run as run_party
@@ -80,6 +81,7 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
             observers=(observer,),
             device=here.device,
             prediction=prediction,
+            denied=DenyList(own_file or plan.parent / f"{party}.toml", here.deny),
         )
     if outcome.party.answers:
         path = write_answers_of(outcome, answers or folder / "answers.csv", here.classes)

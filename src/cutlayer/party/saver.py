@@ -105,6 +105,8 @@ class Saver:
         if restore.save != NEVER:
             body = self._take_up(restore.save, replicas)
             _check(body, restore, me, rows[me])
+            if restore.save not in self._checkpoints.committed:
+                self._checkpoints.commit(restore.save)  # all have it: this process was killed before it heard so
         return Resumed(
             party=me,
             save=restore.save,

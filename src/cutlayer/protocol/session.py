@@ -268,7 +268,7 @@ class Session:
         if self.task == "train":
             self._traffic.out.append(Restore(self.start, own, welcome.members))
         self._agenda = agenda
-        self._welcomed = welcome
+        self._welcomed, self._saving.held = welcome, welcome.save
         if not self._standing.lasting:
             self.joinable.clear()
         self._open_movements()
