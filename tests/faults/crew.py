@@ -129,9 +129,11 @@ class Crew:
         job: Job,
         *faults: Fault,
         back_after_s: Mapping[str, float] | None = None,
-        deadline_s: float = DEADLINE_S,
+        pause_s: float = 0.0,
     ) -> Outcome:
         """The run, with these faults, until all have ended. Who is killed is started again at once, or `back_after_s`.
+
+        The server pauses after each step.
 
         Raises `HangError`.
         """
@@ -140,7 +142,7 @@ class Crew:
         folder.mkdir()
         watch = _Watch(job, self._keys, folder, faults, back_after_s or {})
         try:
-            return watch.run(deadline_s)
+            return watch.run(pause_s)
         finally:
             watch.end()
             shutil.rmtree(folder, ignore_errors=True)
@@ -160,8 +162,9 @@ class _Watch:
             for party in job.terms.parties
         }
 
-    def run(self, deadline_s: float) -> Outcome:
+    def run(self, pause_s: float) -> Outcome:
         server = self._members[self._server]
+        server.errand = replace(server.errand, pause_s=pause_s)
         self._start(server)
         self._until(lambda: bool(server.news("port")), PORT_S)
         for member in self._members.values():
@@ -169,7 +172,7 @@ class _Watch:
             if member is not server:
                 self._start(member)
         self._until(
-            lambda: all(m.process is None and m.back_at in (0.0, NEVER) for m in self._members.values()), deadline_s
+            lambda: all(m.process is None and m.back_at in (0.0, NEVER) for m in self._members.values()), DEADLINE_S
         )
         return Outcome(members=self._members, began=self._began, seconds=time.time() - self._began)
 

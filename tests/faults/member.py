@@ -38,6 +38,8 @@ class Errand:
     folder: Path
     port: int
     faults: tuple[Fault, ...] = ()
+    pause_s: float = 0.0
+    """After each step, so that a run lasts long enough for somebody to come back to it."""
 
 
 def work(errand: Errand, pipe: Connection) -> None:
@@ -53,7 +55,7 @@ def work(errand: Errand, pipe: Connection) -> None:
     strikes = Strikes(errand.faults, lambda fault: pipe.send((time.time(), "fault", fault)), lock)
     apply(strikes)
     try:
-        outcome = _run(errand, lambda fact: _observe(fact, tell))
+        outcome = _run(errand, lambda fact: _observe(fact, tell, errand.pause_s))
     except CutlayerError as error:
         tell("failed", f"{type(error).__name__}: {error}")
     except BaseException:
@@ -84,7 +86,7 @@ def _run(errand: Errand, observer: Callable[[Fact], None]) -> Outcome:
     )
 
 
-def _observe(fact: Fact, tell: Callable[[str, Any], None]) -> None:
+def _observe(fact: Fact, tell: Callable[[str, Any], None], pause_s: float) -> None:
     match fact:
         case Noticed():
             tell("noticed", fact.sentence)
@@ -96,6 +98,7 @@ def _observe(fact: Fact, tell: Callable[[str, Any], None]) -> None:
             tell("saved", fact.number)
         case Progressed():
             tell("progressed", fact.done)
+            time.sleep(pause_s)
 
 
 def _show_state_when_asked(errand: Errand) -> None:

@@ -21,11 +21,12 @@ from cutlayer.plan.membership import (
 )
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import SCHEDULES, Average, Entrust, Evaluate, HandOver, Save, Train, Work, works
-from cutlayer.plan.terms import PartyTerms, SaveTerms, Terms
+from cutlayer.plan.terms import SaveTerms
 from plan.test_plan_check import CLIENT, SOUND, training
 from plan.test_plan_dag import planned, vertical, with_parties
 from plan.test_plan_schedules import course, word
 
+ALTERNATING = SCHEDULES["alternating"]
 NAMES = ("a", "b", "c")
 CHANGES = st.lists(st.tuples(st.integers(0, 9), st.sets(st.sampled_from(NAMES), max_size=2)), max_size=6)
 """At which save a new membership begins, and who is absent from it."""
@@ -108,11 +109,12 @@ def test_a_run_from_a_later_round_on_is_the_end_of_the_whole_run(schedule: str) 
     whole = list(works(course(9, 4, 8, **terms), SCHEDULES[schedule]))
     for first in range(5):
         each = course(9, 4, 8, first_round=first, **terms)
-        later = [work for work in works(each, SCHEDULES[schedule]) if work.round >= first]
-        due = [work for work in whole if work.round >= first]
+        kinds = Train if schedule == "relay" and first else object  # the state is where it was left: nobody hands it on
+        later, due = (
+            [work for work in done if work.round >= first and isinstance(work, kinds)]
+            for done in (works(each, SCHEDULES[schedule]), whole)
+        )
         assert list(each.rounds_left) == list(range(first, 4))
-        if schedule == "relay" and first:  # it begins where the state was left, so that nobody hands it on
-            later, due = ([each for each in done if isinstance(each, Train)] for done in (later, due))
         assert later == due
 
 
@@ -157,18 +159,12 @@ def test_what_an_absent_party_would_send_is_silent_and_the_order_is_told_by_the_
 
 def test_edges_with_periods_count_on_in_a_later_round() -> None:
     whole, later = (
-        [
-            work
-            for work in works(course(9, schedule="alternating", periods={"e": 2}, rounds=3, first_round=first), ALTERNATING)
-            if isinstance(work, Train) and work.round
-        ]
+        [work for work in works(each, ALTERNATING) if isinstance(work, Train) and work.round]
         for first in (0, 1)
+        for each in [course(9, schedule="alternating", periods={"e": 2}, rounds=3, first_round=first)]
     )
     assert whole == later
     assert {work.silent for work in whole} == {frozenset(), frozenset({"e"})}
-
-
-ALTERNATING = SCHEDULES["alternating"]
 
 
 def test_a_course_is_told_of_saves_and_members_by_the_plan() -> None:
@@ -282,8 +278,3 @@ def test_absence_takes_a_client_from_every_round_that_is_left() -> None:
     done = list(works(each, ALTERNATING))
     assert [work.parties for work in done if isinstance(work, Train)] == [("hospital-a",), ("c",)]
     assert _kinds(done) == [Train, Train, Evaluate]
-
-
-def test_parties_and_terms_are_those_of_the_plan() -> None:
-    assert isinstance(SOUND, Terms)
-    assert PartyTerms(role="client") == CLIENT

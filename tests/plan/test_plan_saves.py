@@ -100,7 +100,7 @@ def test_with_saves_a_run_is_the_same_steps_once_and_in_order(
 ) -> None:
     periods = {"e": period} if period and schedule != "parallel" else {}
     each = course(*rows, held_out=tuple(count % 2 for count in rows), schedule=schedule, periods=periods, **terms)
-    plain = [work for work in works(each, SCHEDULES[schedule]) if not isinstance(work, Save)]
+    plain: list[Work] = [work for work in works(each, SCHEDULES[schedule]) if not isinstance(work, Save)]
     if not periods:
         assert plain == list(SCHEDULES[schedule].turns(each))
     saving = list(works(replace(each, save_every=every), SCHEDULES[schedule]))

@@ -138,11 +138,15 @@ class Wire:
         return self
 
     def _choose(self) -> tuple[str, deque[Event]] | None:
-        queues = [(me, events) for (_, me), events in self.links.items() if events]
-        queues += [(me, events) for me, events in self.results.items() if events]
+        queues = self._queues()
         if not queues:
             return None
         return queues[0] if self._random is None else self._random.choice(queues)
+
+    def _queues(self) -> list[tuple[str, deque[Event]]]:
+        """What may happen next, and to whom."""
+        queues = [(me, events) for (_, me), events in self.links.items() if events]
+        return queues + [(me, events) for me, events in self.results.items() if events]
 
     def feed(self, party: str, event: Event) -> list[Action]:
         """Feed one event to a session, carry out its actions, and give them back."""

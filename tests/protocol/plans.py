@@ -10,7 +10,7 @@ from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
 from cutlayer.plan.schedule import LEGAL, Evaluate, Train, TurnUnit, Work, works
 from cutlayer.plan.tensors import TensorShape, TensorSpec
-from cutlayer.plan.terms import TOGETHER, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import TOGETHER, InputTerms, Method, ModelTerms, PartyTerms, Quorum, SaveTerms, Terms, Training
 from cutlayer.plan.topology import OWN, Edge, SegmentNode, Source, Topology
 from cutlayer.protocol.messages import Rows
 
@@ -83,6 +83,8 @@ def make_plan(
     sees_weights: bool = False,
     others: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    quorum: Quorum = "all",
+    save_every: int = 0,
     **training: Any,
 ) -> Plan:
     """A plan for `hospital-a` … and `lab`, and `sums` where something of the clients' is summed.
@@ -117,6 +119,8 @@ def make_plan(
             for name, role in [*((n, "client") for n in names), (LAB, "server"), *roles.items()]
         },
         aggregator_sees_weights=sees_weights,
+        quorum=quorum,
+        saves=SaveTerms(every_steps=save_every),
         limits=limits or Limits(),
     )
     if not needs_aggregator(terms):

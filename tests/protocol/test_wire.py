@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutlayer.errors import FrameRefused
+from cutlayer.plan.membership import Membership
 from cutlayer.plan.tensors import DTYPE_BYTES, DType, TensorShape
 from cutlayer.protocol.messages import (
     MARK_BYTES,
@@ -20,12 +21,14 @@ from cutlayer.protocol.messages import (
     Control,
     Forward,
     Hello,
+    Leave,
     Message,
     Ping,
     Purpose,
     Refuse,
     Report,
     Rows,
+    Saved,
     Sealed,
     State,
     StateKind,
@@ -60,15 +63,23 @@ tickets = st.builds(Ticket, counts, names, counts, counts, purposes)
 shapes = st.builds(TensorShape, st.sampled_from(get_args(DType)), st.lists(st.integers(0, 9), max_size=4).map(tuple))
 tensors = st.lists(shapes, max_size=4).map(tuple)
 sums = st.dictionaries(names, numbers, max_size=4)
+manifold = st.lists(counts, max_size=4).map(tuple)
+saves = st.integers(-1, 2**53)
+absent = st.lists(names, max_size=3).map(tuple)
+logs = st.lists(
+    st.builds(Membership, after=saves, round=counts, absent=absent, returned=absent), min_size=1, max_size=3
+).map(tuple)
 MESSAGES: dict[type, st.SearchStrategy[Any]] = {
-    Hello: st.builds(Hello, counts, names, names, rows, st.sampled_from(get_args(Task))),
-    Welcome: st.builds(Welcome, names, st.dictionaries(names, rows)),
+    Hello: st.builds(Hello, counts, names, names, rows, st.sampled_from(get_args(Task)), manifold, saves),
+    Welcome: st.builds(Welcome, names, st.dictionaries(names, rows), logs, saves),
     Turn: st.builds(Turn, counts, purposes, st.lists(names).map(tuple), counts),
     Forward: st.builds(Forward, tickets, names, tensors, marks),
     Backward: st.builds(Backward, tickets, names, tensors, numbers),
     State: st.builds(State, counts, kinds, names, names, tensors, numbers),
     Sealed: st.builds(Sealed, names, names, counts, tensors),
     Report: st.builds(Report, counts, st.dictionaries(names, sums, max_size=4)),
+    Saved: st.builds(Saved, counts),
+    Leave: st.builds(Leave, names),
     Bye: st.builds(Bye, names),
     Ping: st.builds(Ping),
     Refuse: st.builds(Refuse, names, names),
@@ -147,17 +158,17 @@ def test_sizes_of_dtypes_are_right(dtype: DType) -> None:
 def test_lengths_are_refused_from_the_prelude_alone() -> None:
     for lengths, sentence in {(101, 0): "header of 101 bytes", (0, 201): "body of 201 bytes"}.items():
         with pytest.raises(FrameRefused, match=sentence):
-            read_prelude(struct.pack("!4sIQ", MAGIC, *lengths), header_limit=100, body_limit=200)
-    largest = struct.pack("!4sIQ", MAGIC, 2**32 - 1, 2**64 - 1)
+            read_prelude(struct.pack("!4sIQQQ", MAGIC, *lengths, 0, 0), header_limit=100, body_limit=200)
+    largest = struct.pack("!4sIQQQ", MAGIC, 2**32 - 1, 2**64 - 1, 0, 0)
     with pytest.raises(FrameRefused):
         read_prelude(largest, header_limit=100, body_limit=200)
-    assert read_prelude(struct.pack("!4sIQ", MAGIC, 100, 200), header_limit=100, body_limit=200) == (100, 200)
+    assert read_prelude(struct.pack("!4sIQQQ", MAGIC, 100, 200, 0, 0), header_limit=100, body_limit=200) == (100, 200)
 
 
-@pytest.mark.parametrize("magic", [b"GET ", b"CUT\x02", b"\x16\x03\x01\x02", b"\0\0\0\0"])
+@pytest.mark.parametrize("magic", [b"GET ", b"CUT\x01", b"\x16\x03\x01\x02", b"\0\0\0\0"])
 def test_what_does_not_start_like_a_frame_is_refused(magic: bytes) -> None:
     with pytest.raises(FrameRefused, match="no frame"):
-        read_prelude(magic + bytes(12), header_limit=100, body_limit=100)
+        read_prelude(magic + bytes(28), header_limit=100, body_limit=100)
 
 
 @given(st.binary(min_size=PRELUDE_BYTES, max_size=PRELUDE_BYTES))

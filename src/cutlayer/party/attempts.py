@@ -151,7 +151,7 @@ class Door:
             self._listener = Listener(
                 address, network.credentials, allowed=guard, on_refused=loop.refused, **self._common
             )
-            self._listener.on_trouble = loop.notice
+            self._listener.on_trouble, self._listener.newcomers = loop.notice, guard.newcomers
             loop.listen(self._listener)
 
     def links(self, party: Party, *, again: bool) -> list[Channel]:

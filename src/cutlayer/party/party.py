@@ -20,6 +20,7 @@ from cutlayer.errors import (
     ChannelClosed,
     ChannelError,
     CutlayerError,
+    FrameRefused,
     Misaligned,
     RemoteProtocolError,
     RunError,
@@ -123,6 +124,8 @@ class Party:
         self.replicas = replicas
         self.over = False
         self.error: CutlayerError | None = None
+        self.sent_before = self.received_before = 0
+        """Bytes, by the parties of earlier attempts in this process."""
         self._observers: list[Observer] = [*observers] if setting.saver is None else [setting.saver, *observers]
         self.saver, self._post = setting.saver, setting.post
         audited = any(isinstance(observer, Audit) for observer in observers)
@@ -141,6 +144,16 @@ class Party:
         self._forwarding = Forwarding(plan, name, run=lambda: self.session.run, seals=seals)
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of frames that this process sent for the party."""
+        return self.sent_before + sum(link.sent_bytes for link in self.links.values())
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of frames that came to the party in this process."""
+        return self.received_before + sum(link.received_bytes for link in self.links.values())
 
     @property
     def lasting(self) -> bool:
@@ -210,8 +223,9 @@ class Party:
         """A frame arrived from `peer`."""
         try:
             message, views = wire.decode(frame)
-        except ChannelError as error:
-            self.feed(Lost(peer, str(error)))
+        except FrameRefused as error:
+            detail = f"{error}; all parties run the same version of cutlayer"
+            self.feed(Broke(RemoteProtocolError("no-message", peer, detail)))
             return
         self._received(peer, message, views, frame.nbytes)
 

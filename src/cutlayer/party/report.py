@@ -30,8 +30,8 @@ def report(party: Party, meter: Meter, seconds: float) -> dict[str, Any]:
         ],
         "members": [asdict(each) for each in party.session.start.log],
         "bytes": {
-            "sent": sum(link.sent_bytes for link in party.links.values()),
-            "received": sum(link.received_bytes for link in party.links.values()),
+            "sent": party.sent_bytes,
+            "received": party.received_bytes,
         },
         "crossings": [
             asdict(crossing) | {"shapes": [str(shape) for shape in crossing.shapes]}

@@ -248,5 +248,6 @@ def _limits(terms: Terms) -> Iterator[str]:
             f"takes {needed}"
         )
     for name in terms.limits.__dataclass_fields__:
-        if not 0 < getattr(terms.limits, name) < math.inf:
-            yield f"limits.{name} = {getattr(terms.limits, name)}: a finite number above 0"
+        value, may_be_0 = getattr(terms.limits, name), name == "reconnect_timeout_s"
+        if not (0 < value < math.inf or (may_be_0 and value == 0)):
+            yield f"limits.{name} = {value}: a finite number{', or 0' if may_be_0 else ' above 0'}"

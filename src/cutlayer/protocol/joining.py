@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cutlayer.errors import RemoteProtocolError
+from cutlayer.errors import RemoteProtocolError, RunError
 from cutlayer.plan.membership import NEVER, Start, own_save
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.messages import VERSION, Hello, Rows, Task, Welcome, run_name
@@ -21,7 +21,8 @@ class Joining:
         """Conductor: parties that are not waited for."""
 
     def hello(self) -> Hello:
-        return Hello(VERSION, self._plan.digest, self._me, self._rows, self._task, self._standing.saves)
+        standing = self._standing
+        return Hello(VERSION, self._plan.digest, self._me, self._rows, self._task, standing.saves, standing.newest)
 
     def check(self, peer: str, hello: Hello) -> None:
         """Whether a peer speaks of the same as I. Raises `RemoteProtocolError`."""
@@ -55,7 +56,10 @@ class Joining:
         return missing
 
     def begin(self) -> Welcome:
-        """What all are told, now that all who must be are here."""
+        """What all are told, now that all who must be are here.
+
+        Raises `RunError` where that would be to begin anew though a save held: only a person may want that.
+        """
         members = {
             party: self._here[party].rows if party in self._here else self._rows
             for party in self._plan.terms.parties
@@ -65,12 +69,28 @@ class Joining:
         if self._task == "train":
             saves = {party: hello.saves for party, hello in self._here.items()} | {self._me: self._standing.saves}
             start = self._standing.start(saves, [p for p in self._plan.terms.parties if p not in members])
+            self._check_begins(start)
         return Welcome(self._named(members), members, start.log, start.save)
 
     def over(self) -> Welcome:
         """What the members of a run were told last that is over."""
         members = {**self._standing.over, self._me: self._rows}
         return Welcome(self._named(members), members, self._standing.log, max(self._standing.committed, default=NEVER))
+
+    def _check_begins(self, start: Start) -> None:
+        holds = {party: hello.holds for party, hello in self._here.items()} | {self._me: self._standing.newest}
+        newest = max(holds.values())
+        others = start.log[-1].absent != self._standing.log[-1].absent
+        if (
+            start.save != NEVER or newest == NEVER or others
+        ):  # other members than before begin at a round's end, or anew
+            return
+        have, lack = ([party for party, held in holds.items() if (held != NEVER) == has] for has in (True, False))
+        without = f"{', '.join(lack)} has none" if lack else "no save is with all of them"
+        raise RunError(
+            f"{', '.join(have)} has saves of this run, but {without}: give each party the place of its saves, or begin "
+            "anew at all of them (`cutlayer run --anew`)"
+        )
 
     def again(self, peer: str, welcome: Welcome, last: int) -> Welcome:
         """What a member is told that was lost when all was over: the last save is where it is."""

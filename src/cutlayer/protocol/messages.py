@@ -70,6 +70,8 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
     task: Task = "train"
     saves: Numbers = ()
     """The saves of this run that I have whole, so that it can be taken up from one."""
+    holds: Annotated[int, Meta(ge=NEVER, le=2**53)] = NEVER
+    """The newest save that I know to hold, if any."""
 
 
 class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):

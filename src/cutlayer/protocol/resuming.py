@@ -30,6 +30,11 @@ class Standing:
     until: int = NEVER
     over: Mapping[str, Rows] = field(default_factory=dict)
 
+    @property
+    def newest(self) -> int:
+        """The newest save that holds, if any."""
+        return max(self.committed, default=NEVER)
+
     def start(self, saves: Mapping[str, Collection[int]], absent: Collection[str]) -> Start:
         """From where those that are there, with these saves, go on: the newest save that serves, or the beginning.
 

@@ -3,6 +3,7 @@
 from cutlayer.protocol.messages import Backward, Bye, Forward, Hello, Report, Saved, Sealed, State, Turn, Welcome
 
 RULES: dict[str, str] = {
+    "no-message": "a frame's header is one of the messages of this version",
     "wrong-version": "both ends speak the same version of the protocol",
     "wrong-plan": "both ends run the same plan, to the last byte",
     "wrong-task": "both ends train, or both predict",

@@ -69,8 +69,8 @@ class Result:
         """Bytes that each party sent and received on its channels."""
         return {
             name: {
-                "sent": sum(link.sent_bytes for link in party.links.values()),
-                "received": sum(link.received_bytes for link in party.links.values()),
+                "sent": party.sent_bytes,
+                "received": party.received_bytes,
             }
             for name, party in self.parties.items()
         }
@@ -161,7 +161,7 @@ def simulate_plan(  # noqa: PLR0913 (all that a run can be told, by name)
             there = crew.parties(standing)
             _drive(there, delivery)
             parties |= there
-    parties = {name: parties[name] for name in agreement.plan.terms.parties}
+    parties = {name: parties[name] for name in agreement.plan.terms.parties if name in parties}
     return Result(agreement=agreement, parties=parties, meters=meters)
 
 

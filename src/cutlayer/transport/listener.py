@@ -59,6 +59,8 @@ class Listener:
         insecure_plaintext_on_loopback: bool = False,
     ) -> None:
         self.on_trouble: Callable[[str], None] = lambda sentence: None
+        self.newcomers: Container[str] = allowed
+        """Of those allowed, who may open a new link; the others may take up the one that they have."""
         self._identity = Identity(listening_context, credentials, address[0], plaintext=insecure_plaintext_on_loopback)
         self._party, self._allowed, self._pins, self._limits = party, allowed, pins or {}, limits
         self._on_refused = on_refused
@@ -180,7 +182,7 @@ class Listener:
             connection.do_handshake()
             certificate = connection.getpeercert(binary_form=True) or b""
         opening = hear_opening(connection, deadline)
-        if opening.party not in self._allowed:
+        if opening.party not in self._allowed or not (opening.resumes or opening.party in self.newcomers):
             raise UnwelcomeError(f"{opening.party!r} is none of the parties that {self._party} waits for")
         if self._identity.context and (fault := misfit(certificate, opening.party, self._pins)):
             raise UnwelcomeError(fault)
