@@ -30,6 +30,8 @@ class Disk:
     rounds: dict[int, int] = field(default_factory=dict)
     log: Log = ALL
     finished: bool = False
+    over: dict[str, Rows] = field(default_factory=dict)
+    """At a conductor whose run is over but for the goodbyes: the other members, which may not all have heard so."""
 
     def standing(self, *, again: bool = True, without: Collection[str] = ()) -> Standing:
         return Standing(
@@ -40,6 +42,7 @@ class Disk:
             rounds=dict(self.rounds),
             log=self.log,
             without=frozenset(without),
+            over=self.over,
         )
 
     def as_of(self, save: int) -> "Disk":
@@ -117,7 +120,8 @@ class Lasting(Wire):
                 if action.ends_round:
                     disk.rounds[action.number] = action.round
             case Finish():
-                disk.finished = True
+                others = {name: rows for name, rows in self.sessions[party].members.items() if name != party}
+                disk.finished, disk.over = True, {} if action.left else others
             case _:
                 pass
 

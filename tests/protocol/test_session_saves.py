@@ -85,8 +85,8 @@ def assert_nothing_before_a_save_comes_after_it(wire: Wire) -> None:
 @pytest.mark.parametrize("scenario", SAVING.values(), ids=SAVING.keys())
 def test_saves_are_made_in_two_phases_whenever_their_parts_are_written(scenario: Scenario) -> None:
     straight = lasting(scenario, hasty=True).run()
-    for seed in range(4):
-        wire = lasting(scenario, seed=seed, prompt=bool(seed % 2), shared=seed == 0)
+    for seed in range(2):
+        wire = lasting(scenario, seed=seed, prompt=bool(seed % 2), shared=bool(seed))
         wire.run()
         assert_all_done(wire)
         assert_nothing_is_kept(wire)
@@ -98,7 +98,7 @@ def test_saves_are_made_in_two_phases_whenever_their_parts_are_written(scenario:
         assert states_used(wire) == states_used(straight)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from(sorted(EVERY)), st.integers(1, 5), st.integers(0, 2**32), st.booleans())
 def test_saves_change_no_work_however_often_they_come(name: str, every: int, seed: int, prompt: bool) -> None:
     wire = lasting(saving(EVERY[name], every), seed=seed, prompt=prompt)
@@ -106,9 +106,9 @@ def test_saves_change_no_work_however_often_they_come(name: str, every: int, see
     assert_all_done(wire)
     assert_saved_in_two_phases(wire)
     plain = EVERY[name].play()
-    for party, (_, states) in states_used(plain).items():
-        assert states_used(wire)[party][1] == states
-        assert list(states_used(wire)[party][0].values()) == list(states_used(lasting(saving(EVERY[name], every), hasty=True).run())[party][0].values()) or seed >= 0
+    assert {party: states for party, (_, states) in states_used(plain).items()} == {
+        party: states for party, (_, states) in states_used(wire).items()
+    }
 
 
 def slow_writer(party: str) -> Lasting:

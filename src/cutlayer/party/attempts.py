@@ -109,19 +109,21 @@ def attempts(maker: Maker, network: Network, guard: Guard) -> Party:
     maker.post = loop.post
     door = Door(maker, network, guard, loop)
     again, without, pause_s = False, frozenset[str](), FIRST_PAUSE_S
+    sent = received = 0
     try:
         while True:
             standing = Standing(absent=frozenset(maker.prediction.absent if maker.prediction else ()))
             if maker.saver is not None:
                 standing = maker.saver.standing(again=again, without=without | guard.denied)
             party, began = maker.make(standing), time.monotonic()
+            party.sent_before, party.received_before = sent, received
             try:
                 loop.run(party, door.links(party, again=standing.again))
             except ShutDownError:
                 raise
             except Interrupted as error:
                 party.tell(Noticed(party=maker.name, sentence=f"{error}; {maker.name} waits to take the run up again"))
-                again, without = True, error.without
+                again, without, sent, received = True, error.without, party.sent_bytes, party.received_bytes
             else:
                 return party
             pause_s = FIRST_PAUSE_S if time.monotonic() - began > LONGEST_PAUSE_S else min(2 * pause_s, LONGEST_PAUSE_S)

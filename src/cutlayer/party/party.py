@@ -28,8 +28,9 @@ from cutlayer.errors import (
 )
 from cutlayer.model.state import MODEL, ReplicaState
 from cutlayer.observe.audit import Audit
-from cutlayer.observe.facts import Fact, Noticed, Observer, Progressed, Saved, Spent
+from cutlayer.observe.facts import Fact, Noticed, Observer, Progressed, Spent
 from cutlayer.party.forwarding import Forwarding
+from cutlayer.party.keeping import Keeping, Post
 from cutlayer.party.moving import Mover
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
@@ -61,7 +62,6 @@ from cutlayer.protocol.events import (
     Send,
     Step,
     Store,
-    Stored,
     Tell,
 )
 from cutlayer.protocol.events import Replica as Key
@@ -84,7 +84,7 @@ class Setting:
     """What the party has of the run already."""
     saver: Saver | None = None
     """What keeps the party's saves, if it has any."""
-    post: Callable[[Event], None] | None = None
+    post: Post | None = None
     """Where another thread may put an event for this party; without, it waits for what is written."""
 
 
@@ -127,7 +127,7 @@ class Party:
         self.sent_before = self.received_before = 0
         """Bytes, by the parties of earlier attempts in this process."""
         self._observers: list[Observer] = [*observers] if setting.saver is None else [setting.saver, *observers]
-        self.saver, self._post = setting.saver, setting.post
+        self.saver = setting.saver
         audited = any(isinstance(observer, Audit) for observer in observers)
         self._telling = Telling(plan, name, run=lambda: self.session.run, audited=audited)
         self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader)
@@ -144,6 +144,7 @@ class Party:
         self._forwarding = Forwarding(plan, name, run=lambda: self.session.run, seals=seals)
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
+        self._keeping = Keeping(name, replicas, setting.saver, self._events.append, setting.post)
 
     @property
     def sent_bytes(self) -> int:
@@ -210,6 +211,10 @@ class Party:
         pattern.check(own, names=names)
         self.replicas.begin(key, own)
 
+    def take_up_last(self) -> None:
+        """Become what the last save has of this party, whose part of the run is over."""
+        self.tell(self._keeping.take_up_last())
+
     # ------------------------------------------------------------------ what drives a party
 
     def connect(self, channel: Channel) -> None:
@@ -268,44 +273,9 @@ class Party:
             case Done():
                 self.over = True
             case Restore() | Store() | Commit() | Finish():
-                self._guarded(self._last, action, f"{self.name} failed to keep or take up a save")
+                self._guarded(self._keep, action, f"{self.name} failed to keep or take up a save")
             case _:
                 self._work(action)
-
-    def _last(self, action: Lasting) -> None:
-        """Keep what must outlive this process, or become what another one kept."""
-        match action:
-            case Restore() if self.saver:
-                self.tell(self.saver.restore(action, self.replicas, self.name))
-            case Store():
-                self._store(action)
-            case Commit() if self.saver:
-                self.saver.commit(action)
-                self.tell(Saved(party=self.name, number=action.number, round=action.round))
-            case Finish() if self.saver:
-                self.saver.finish(left=action.left)
-
-    def take_up_last(self) -> None:
-        """Become what the last save has of this party, whose part of the run is over."""
-        assert self.saver is not None
-        self.tell(self.saver.take_up_last(self.replicas, self.name))
-
-    def _store(self, store: Store) -> None:
-        written: list[Event] = []
-        post = self._post or written.append
-        if self.saver is None:
-            self._events.append(Stored(store.number))
-            return
-        start = time.perf_counter()
-
-        def done(number: int, error: CutlayerError | None) -> None:
-            post(Stored(number) if error is None else Broke(error))
-
-        self.saver.store(store, self.replicas, done)
-        if self._post is None:
-            self.saver.wait()
-        self._events.extend(written)
-        self.tell(Spent(party=self.name, on="save", seconds=time.perf_counter() - start))
 
     def _work(self, action: Run | Open | Step | Movement) -> None:
         match action:
@@ -328,6 +298,9 @@ class Party:
             failure = SegmentFailed(failed, error)
             failure.__cause__ = error
             self._events.appendleft(Broke(failure))
+
+    def _keep(self, action: Lasting) -> None:
+        self.tell(*self._keeping.keep(action))
 
     def _run(self, run: Run) -> None:
         start = time.perf_counter()

@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cutlayer.data.loader import Loader
-from cutlayer.errors import DataError, PlanError
+from cutlayer.errors import DataError, PlanError, RunError
 from cutlayer.observe.facts import Observer
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
@@ -128,15 +130,28 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
         seals=network.seals,
         device=device,
         prediction=prediction,
-        saver=_saver(saves, plan, party) if saves and not prediction else None,
+        saver=None,
     )
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []))
+        if saves and not prediction:
+            maker.saver = _saver(saves, plan, party, stack)
         member = maker.finished() or attempts(maker, network, Guard(plan, denied))
     return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start, loader=loader)
 
 
-def _saver(saves: Saves, plan: Plan, party: str) -> Saver:
+def _saver(saves: Saves, plan: Plan, party: str, stack: ExitStack) -> Saver:
+    """What keeps the saves, in a folder that is this process' own until the stack is closed. Raises `RunError`."""
+    if "://" not in str(saves.place):
+        folder = Path(saves.place)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            stack.enter_context(FileLock(folder / "lock", timeout=0))
+        except Timeout as error:
+            raise RunError(
+                f"another process keeps the saves in {folder}: stop it first, or name another place (--saves)"
+            ) from error
     checkpoints = Checkpoints(saves.place, plan=plan.digest, party=party, keep=saves.keep)
     if saves.anew:
         checkpoints.clear()
