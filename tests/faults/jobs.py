@@ -22,13 +22,13 @@ LIMITS = Limits(
     join_timeout_s=60,
     silence_timeout_s=4,
     reconnect_timeout_s=8,
-    rejoin_timeout_s=60,
+    rejoin_timeout_s=30,
     progress_timeout_s=30,
     turn_timeout_s=60,
     handshake_timeout_s=10,
     deadline_s=3,
 )
-ROUNDS, EVERY_STEPS = 3, 4
+ROUNDS, EVERY_STEPS = 3, 2
 
 
 def _scored(job: Job) -> Job:

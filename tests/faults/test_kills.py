@@ -6,7 +6,7 @@ from faults.crew import Crew
 from faults.faults import SAVE, TICKET, Fault, corrupt, drop, duplicate, kill, reorder, stop, truncate
 from faults.jobs import JOBS, differences, job_of, undisturbed
 
-MIDDLE = {"load": 9, "forward": 5, "backward": 4, "step": 4, "hello": 1, "finish": 1, "restore": 1}
+MIDDLE = {"load": 9, "forward": 5, "backward": 4, "step": 4, "hello": 1, "finish": 1, "finished": 1, "restore": 1}
 """The act at which parties are killed; a save is their third."""
 
 
@@ -35,11 +35,18 @@ SOURCES = {"vanilla": "a", "u_shaped": "b", "vertical": "a", "relay": "b", "spli
 ELSEWHERE = {("server", "load"), ("aggregator", "load"), ("aggregator", "forward"), ("aggregator", "backward")}
 ELSEWHERE |= {("aggregator", "step")}
 """What these parties do not do."""
+FINISHED = "finished"
+"""Killed then, a client is not started again, and the server waits for its goodbye: `limits.rejoin_timeout_s`."""
 
 
 def _places(name: str) -> list[tuple[str, str]]:
     parties = [SOURCES[name], "server", *(["aggregator"] if name == "splitfed_v1" else [])]
-    return [(party, at) for party in parties for at in (*TICKET, *SAVE) if (party, at) not in ELSEWHERE]
+    return [
+        (party, at)
+        for party in parties
+        for at in (*TICKET, *SAVE)
+        if (party, at) not in ELSEWHERE and (at != FINISHED or party == "server")
+    ]
 
 
 @pytest.mark.slow
@@ -66,6 +73,28 @@ def test_a_party_is_killed_again_as_it_takes_the_run_up_and_nothing_is_different
         kill("a", save=1, at="restore", life=3),
         kill("server", save=2, at="restore"),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
+def test_parties_are_killed_as_they_say_goodbye_and_nothing_is_different(crew: Crew, name: str) -> None:
+    """The server as it is to write that all is over, and so after clients may have left; a client before it has."""
+    assert_nothing_is_different(
+        crew,
+        name,
+        kill("b", save=1, at="finish"),
+        kill("server", save=1, at="finished"),
+        kill("a", save=1, at="finish"),
+    )
+
+
+@pytest.mark.slow
+def test_a_client_is_killed_between_its_last_save_and_the_end_and_shows_the_last_weights(crew: Crew) -> None:
+    """It never hears that its last save holds; and what it shows is read from there by a third process."""
+    undisturbed_run = crew.run(job_of("vanilla", crew))
+    last = undisturbed_run.members["b"].news("acts")[0]["commit"]
+    faults = kill("b", save=last, at="commit"), kill("b", save=1, at="finished", life=2)
+    assert_nothing_is_different(crew, "vanilla", *faults)
 
 
 @pytest.mark.slow

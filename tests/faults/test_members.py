@@ -6,10 +6,16 @@ from typing import Any
 import pytest
 
 from cutlayer.plan.limits import Limits
+from cutlayer.plan.membership import NEVER as BEGINNING
+from cutlayer.protocol.events import Connected, Received, Send
+from cutlayer.protocol.messages import VERSION, Hello, Rows, Welcome
+from cutlayer.protocol.resuming import Standing
+from cutlayer.protocol.session import Session
 from faults.crew import NEVER, Crew, Outcome
 from faults.faults import Fault, kill, stop
 from faults.jobs import MORE_JOBS, differences, job_of, simulated
 from processes.crew import Job
+from protocol.plans import LAB, A, B, make_plan
 
 LIMITS = Limits(
     join_timeout_s=60,
@@ -41,6 +47,17 @@ def run(crew: Crew, name: str, *faults: Fault, rounds: int = 3, back_after_s: fl
     found = differences(outcome, wanted, without=lost)
     assert not found, f"{found}\n{outcome.story()}"
     return outcome
+
+
+def test_who_is_lost_before_the_first_round_ends_is_done_without_from_the_beginning() -> None:
+    """There is a save within the round, and with all others; but members change only where a round ends."""
+    plan = make_plan(quorum=1)
+    standing = Standing(lasting=True, again=True, saves=(2,), committed=(2,), without=frozenset({B}))
+    lab = Session(plan, LAB, standing=standing)
+    lab.feed(Connected(A))
+    said = lab.feed(Received(A, Hello(VERSION, plan.digest, A, Rows(8, 3), "train", (2,), 2)))
+    (welcome,) = [each.message for each in said if isinstance(each, Send) and isinstance(each.message, Welcome)]
+    assert (welcome.save, welcome.log[-1].absent) == (BEGINNING, (B,))
 
 
 def absences(outcome: Outcome) -> list[tuple[str, ...]]:

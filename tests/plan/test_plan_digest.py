@@ -65,7 +65,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "1b6706dbef9f33f92b53f8d7ed7f8cf9253445b9d9135534b8271c7754683cb0"
+GOLDEN = "595577ad30368a36904bd9bfaf1c259ec750f41bccbbd7e7ac4ff3c1b29e0fe4"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -91,9 +91,9 @@ def job(tmp_path: Path) -> Path:
     return folder
 
 
-def accepted(job: Path, rounds: int, rejoin_timeout_s: int = 6) -> None:
+def accepted(job: Path, rounds: int, rejoin_timeout_s: int = 6, more: str = "") -> None:
     text = (job / "plan.toml").read_text().replace("rounds = 10", f"rounds = {rounds}")
-    (job / "plan.toml").write_text(f"{text}{SHORT}rejoin_timeout_s = {rejoin_timeout_s}\n")
+    (job / "plan.toml").write_text(f"{text}{SHORT}rejoin_timeout_s = {rejoin_timeout_s}\n{more}")
     here("accept", job / "plan.toml")
 
 
@@ -217,7 +217,7 @@ def test_a_party_with_another_plan_is_sent_away_and_the_others_wait_for_it(
 def test_strangers_and_a_second_process_of_a_party_do_not_disturb_the_run(
     start: Start, job: Path, tmp_path: Path
 ) -> None:
-    accepted(job, rounds=200)
+    accepted(job, rounds=200, more="[saves]\nevery_rounds = 50\n")
     here("keys", "demo", job / "plan.toml", "--keys", job / "forged")
     lab, port = lab_and_port(start)
     stranger = hospital(start, "hospital-a", port, "--keys", job / "forged")

@@ -174,13 +174,23 @@ class Checkpoints:
 
     def commit(self, number: int) -> None:
         """All parties have this save: make that outlive a power cut, then remove what need not be kept."""
+        self.mark(number)
+        self.prune()
+
+    def mark(self, number: int) -> None:
+        """All parties have this save: make that outlive a power cut."""
         with self._writing, self._telling("be written"):
             known = self._saves.get(number)
             if known is None:
                 raise RunError(f"{save_name(number)} is no good save at {self._place}: write it before it is committed")
             self._write_durably(mark_name(number), self._owner.pack(Mark(number, known.manifest)))
             self._saves = {**self._saves, number: replace(known, committed=True)}
-            self._prune()
+
+    def prune(self) -> None:
+        """Remove what need not be kept."""
+        with self._writing, self._telling("be removed"):
+            if self.committed:
+                self._prune()
 
     def forget_after(self, number: int) -> None:
         """The run goes on from this save: newer ones are of a course that it has left."""

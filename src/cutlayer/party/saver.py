@@ -174,7 +174,8 @@ class Saver:
 
     def commit(self, commit: Commit) -> None:
         """The save holds."""
-        self._checkpoints.commit(commit.number)
+        self._checkpoints.mark(commit.number)
+        self._writer.submit(self._checkpoints.prune)
         if commit.ends_round:
             self._rounds[commit.number] = commit.round
 

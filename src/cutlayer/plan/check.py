@@ -218,6 +218,8 @@ def _quorum(terms: Terms) -> Iterator[str]:
     clients = len(terms.filling("client"))
     if terms.saves.every_steps < 0:
         yield f"saves.every_steps = {terms.saves.every_steps}: a number of steps, or 0 for none within a round"
+    if terms.saves.every_rounds < 1:
+        yield f"saves.every_rounds = {terms.saves.every_rounds}: a number of rounds, at least 1"
     if terms.quorum == "all" or terms.schedule not in SCHEDULES:
         return
     if not 1 <= terms.quorum <= clients:

@@ -45,6 +45,8 @@ class Course:
     """The edges that leave each party."""
     save_every: int = 0
     """After so many steps there is a save within a round; 0: there is none."""
+    save_rounds: int = 1
+    """After so many rounds there is a save."""
     all_take: bool = False
     """Every client that is there gets each mean, so that any of them can tell it to one that returns."""
     first_round: int = 0
@@ -83,6 +85,7 @@ class Course:
             unused_in_prediction=plan.topology.unused_in_prediction,
             edges_from={party: _leaving(plan, party) for party in plan.row_owners} if plan.schedule.together else {},
             save_every=terms.saves.every_steps,
+            save_rounds=terms.saves.every_rounds,
             all_take=terms.quorum != "all",
             first_round=membership.round,
             absent=membership.absent,

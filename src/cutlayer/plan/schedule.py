@@ -229,10 +229,10 @@ def _caught_up(course: "Course", schedule: "Schedule") -> Iterator[HandOver]:
 
 
 def _with_saves(works: Iterator[Work], course: "Course") -> Iterator[Work]:
-    """A save after each round, and after so many steps; never while a sum is under way, which none would have."""
+    """A save after every so many rounds and steps, and at the end; never while a sum is under way, which none has."""
     since, summing, last = 0, False, None
     for work in works:
-        if last is not None and work.round != last and not summing:
+        if last is not None and work.round != last and not summing and (last + 1) % course.save_rounds == 0:
             yield Save(round=last, ends_round=True)
             since = 0
         if isinstance(work, Train) and course.save_every and not summing:

@@ -118,11 +118,11 @@ class PartyTerms:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveTerms:
-    """When the parties write down their parts of the run: after each round, and after each `every_steps` steps in it.
-
-    0: after rounds only.
+    """When the parties write down their parts of the run: after so many rounds, and at the end; and after each
+    `every_steps` steps, if that is not 0.
     """
 
+    every_rounds: int = 1
     every_steps: int = 0
 
 

@@ -80,10 +80,8 @@ class Joining:
     def _check_begins(self, start: Start) -> None:
         holds = {party: hello.holds for party, hello in self._here.items()} | {self._me: self._standing.newest}
         newest = max(holds.values())
-        others = start.log[-1].absent != self._standing.log[-1].absent
-        if (
-            start.save != NEVER or newest == NEVER or others
-        ):  # other members than before begin at a round's end, or anew
+        same = start.log[-1].absent == self._standing.log[-1].absent  # others go on from a round's end, or anew
+        if start.save != NEVER or newest == NEVER or not same:
             return
         have, lack = ([party for party, held in holds.items() if (held != NEVER) == has] for has in (True, False))
         without = f"{', '.join(lack)} has none" if lack else "no save is with all of them"

@@ -1,8 +1,8 @@
 """Saves, in two phases: each party writes its part and says so; once all have, the conductor says that the save holds.
 
 A party comes to a save when all before it is over. The conductor goes on as soon as its part is copied: the writing
-goes on beside. A member goes on when it hears that the conductor has, by the next turn or state, or because the save holds.
-Nobody begins the next save before this one holds.
+goes on beside. A member goes on when it hears that the conductor has, by the next turn or state, or because the save
+holds. Nobody begins the next save before this one holds.
 """
 
 from collections.abc import Collection
