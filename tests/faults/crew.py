@@ -166,7 +166,9 @@ class _Watch:
         server = self._members[self._server]
         server.errand = replace(server.errand, pause_s=pause_s)
         self._start(server)
-        self._until(lambda: bool(server.news("port")), PORT_S)
+        self._until(lambda: bool(server.news("port") or server.failures), PORT_S)
+        if server.failures:
+            raise AssertionError(f"{self._server} did not begin: {server.failures[0]}")
         for member in self._members.values():
             member.errand = replace(member.errand, port=server.news("port")[0])
             if member is not server:

@@ -14,9 +14,10 @@ from typing import Literal
 Kind = Literal["kill", "stop", "drop", "delay", "duplicate", "reorder", "corrupt", "truncate"]
 TICKET = ("load", "forward", "backward", "step")
 """What a party does to a ticket; a step ends some."""
-SAVE = ("copy", "write", "written", "commit", "committed", "finish", "finished", "hello", "restore")
+SAVE = ("copy", "write", "written", "commit", "committed", "remove", "finish", "finished", "hello", "restore")
 """Stages of a save: its replicas are copied, its manifest gets its name, it is written, its mark gets its name, it
-holds; the whole run is over, that is written; and of joining: the first word, the save is taken up."""
+holds, a file of an older one is removed; the whole run is over, that is written; and of joining: the first word, the
+save is taken up."""
 FRAME = "frame"
 LINK_KINDS: tuple[Kind, ...] = ("drop", "delay", "duplicate", "reorder", "corrupt", "truncate")
 

@@ -60,7 +60,8 @@ def apply(strikes: Strikes) -> None:
     _before(Saver, "restore", lambda *_: "restore", strikes)
     _before(Folder, "rename", lambda _, __, name: _renamed(name), strikes)
     _after(Checkpoints, "write", "written", strikes)
-    _after(Checkpoints, "commit", "committed", strikes)
+    _after(Checkpoints, "mark", "committed", strikes)
+    _before(Folder, "remove", lambda *_: "remove", strikes)
     _after(Saver, "finish", "finished", strikes)
     _on_frames(strikes)
 

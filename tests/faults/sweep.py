@@ -44,6 +44,7 @@ STAGES = {
     "written": "a save is written",
     "commit": "a save is to hold",
     "committed": "a save holds",
+    "remove": "a file of an older save is removed",
     "finish": "the run is over",
     "finished": "it is written that the run is over",
     "hello": "joining",

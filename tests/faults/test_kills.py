@@ -108,7 +108,9 @@ def test_all_are_killed_at_once_and_nothing_is_different(crew: Crew, name: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1.0, 6.0], ids=["for less than peers take for silence", "for more"])
+@pytest.mark.parametrize(
+    "seconds", [1.0, 6.0, 15.0], ids=["unnoticed", "until links break", "until it is taken for lost"]
+)
 @pytest.mark.parametrize("party", ["a", "server"])
 def test_a_party_is_frozen_and_nothing_is_different(crew: Crew, party: str, seconds: float) -> None:
     assert_nothing_is_different(crew, "vanilla", stop(party, ticket=6, seconds=seconds))

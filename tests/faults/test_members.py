@@ -64,11 +64,6 @@ def absences(outcome: Outcome) -> list[tuple[str, ...]]:
     return [each.absent for each in outcome.members["server"].news("log")[0]]
 
 
-def test_a_client_that_is_killed_is_done_without(crew: Crew) -> None:
-    outcome = run(crew, "alternating", kill("b", ticket=9), back_after_s=NEVER)
-    assert absences(outcome) == [(), ("b",)], outcome.story()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUORUM)
 def test_a_client_that_is_killed_is_done_without_under_each_schedule(crew: Crew, name: str) -> None:

@@ -165,7 +165,7 @@ class Wire:
     def _perform(self, party: str, action: Action) -> None:
         self.trace.append(Traced(party, action))
         match action:
-            case Run() | Open():
+            case Run() | Open() | Store():
                 self.results[party].append(self._answer(party, action))
             case Step():
                 self.workers[party].step(action)
@@ -175,15 +175,15 @@ class Wire:
                     self._perform(party, Send(state.target if linked else LAB, state, payload))
             case Send():
                 self._send(party, action)
-            case Store():
-                self.results[party].append(Stored(action.number))
             case Drop():
                 self.links.pop((action.peer, party), None)
                 self._close(party, action.peer)
             case Done() | Fail():
                 self._close(party, *self.sessions)
 
-    def _answer(self, party: str, action: Run | Open) -> Event:
+    def _answer(self, party: str, action: Run | Open | Store) -> Event:
+        if isinstance(action, Store):
+            return Stored(action.number)
         if isinstance(action, Open):
             return _opened(action)
         result, sums = self.workers[party].run(action)

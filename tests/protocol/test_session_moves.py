@@ -17,6 +17,7 @@ from cutlayer.protocol.messages import (
     Ping,
     Refuse,
     Report,
+    Saved,
     Sealed,
     State,
     Turn,
@@ -25,7 +26,8 @@ from cutlayer.protocol.messages import (
 from cutlayer.protocol.rules import MOVES
 from cutlayer.protocol.session import Session
 from protocol.cases import FIRST_TURN
-from protocol.plans import HOPS, LAB, A, B
+from protocol.late import away, waiting_for_the_next_round
+from protocol.plans import HOPS, LAB, A, B, C
 from protocol.scenes import (
     MEMBERS,
     PLAN,
@@ -48,6 +50,8 @@ STATES: dict[tuple[str, str], tuple[Scene, str, str]] = {
     ("member", "joined"): (joining, LAB, A),
     ("member", "running"): (begun(LAB), LAB, A),
     ("member", "closing"): (after(LAB, Bye), LAB, A),
+    ("member", "waiting"): (waiting_for_the_next_round, LAB, C),
+    ("member", "away"): (away, LAB, A),
     ("member", "gone"): (until(lambda wire: wire.sessions[LAB].states.get(A) == "gone"), LAB, A),
     ("conductor", "connected"): (greeted, A, LAB),
     ("conductor", "joined"): (joined, A, LAB),
@@ -64,6 +68,7 @@ SAYINGS: dict[type, Message] = {
     State: State(1, "replica", A, B, ()),
     Sealed: Sealed(A, B, 0, ()),
     Report: Report(0, {}),
+    Saved: Saved(3),
     Bye: Bye(),
 }
 
@@ -123,7 +128,7 @@ def test_anyone_may_give_up_at_any_time_and_the_reason_is_plain_text(
     scene, hearer, peer = STATES[kinship, state]
     session = scene().sessions[hearer]
     actions = session.feed(Received(peer, message))
-    if scene is joining:  # the others wait on
+    if scene in (joining, waiting_for_the_next_round):  # the others wait, or go, on
         (drop,) = actions
         assert isinstance(drop, Drop)
         assert drop.peer == peer

@@ -34,8 +34,10 @@ from protocol.plans import LAB, A, owned, schedule_of
 from protocol.scenarios import EVERY, UNEQUAL, Scenario
 
 SAVING = {name: saving(scenario, 3) for name, scenario in EVERY.items()}
-SOME = ("alternating, vanilla", "relay by batches, u_shaped", "parallel, vanilla", "splitfed_v1 with cuts, vanilla",
-        "splitfed_v2, u_shaped", "splitfed_v3 of two, vanilla", "vertical", "multi_hop", "decoupled", "own")  # fmt: skip
+SOME = (
+    *("alternating, vanilla", "relay by batches, u_shaped", "parallel, vanilla", "splitfed_v1 with cuts, vanilla"),
+    *("splitfed_v2, u_shaped", "splitfed_v3 of two, vanilla", "vertical", "multi_hop", "decoupled", "own"),
+)
 
 
 @cache
@@ -69,7 +71,7 @@ def again(name: str, save: int, seed: int | None = None) -> Lasting:
 
 @pytest.mark.parametrize("name", SAVING)
 def test_from_each_save_on_a_run_does_exactly_what_the_undisturbed_one_did_after_it(name: str) -> None:
-    """The same work on the same states in the same order, by the same numbers; the order of rows alone is told again."""
+    """The same work on the same states, in the same order, by the same numbers; the order of rows is told again."""
     whole = undisturbed(name)
     assert saves_of(whole)
     for save in saves_of(whole):
@@ -111,10 +113,10 @@ def test_it_does_so_in_any_order_of_delivery(name: str, chance: random.Random, s
 def test_steps_that_lie_behind_are_counted_as_done(name: str) -> None:
     whole = undisturbed(name)
     for save in saves_of(whole):
-        behind = {owner: 0 for owner in owned(whole.plan, whole.rows)}
+        behind = dict.fromkeys(owned(whole.plan, whole.rows), 0)
         for done in schedule_of(whole.plan, whole.rows)[:save]:
-            for owner in done.parties if isinstance(done, Train) else ():
-                behind[owner] += done.steps
+            if isinstance(done, Train):
+                behind |= {owner: behind[owner] + done.steps for owner in done.parties}
         session = again(name, save).sessions[LAB]
         assert {owner: session.steps_behind(owner) for owner in behind} == behind
         if whole.plan.schedule.together:

@@ -3,21 +3,24 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import cutlayer.party
 import cutlayer.protocol
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.protocol.events import Action, Connected, Drop, Fail, Lost, Ran, Received, Run, Send, Tick
 from cutlayer.protocol.messages import Bye, Refuse
 from cutlayer.protocol.rules import RULES
 from protocol.cases import CASES
+from protocol.cases_of_saves import CASES_OF_SAVES
 from protocol.cases_of_states import CASES_OF_STATES
 from protocol.cases_of_topologies import CASES_OF_TOPOLOGIES
 from protocol.plans import LAB, A
 from protocol.scenes import Case, Untouchable, backward, forward, granted, joining, ticket
 
-ALL = CASES | CASES_OF_STATES | CASES_OF_TOPOLOGIES
+ALL = CASES | CASES_OF_SAVES | CASES_OF_STATES | CASES_OF_TOPOLOGIES
 
 
 def test_a_part_of_a_step_may_count_for_nothing() -> None:
@@ -78,12 +81,20 @@ def assert_deaf(feed: Callable[..., list[Action]], peer: str) -> None:
         assert feed(event) == []
 
 
+OF_PAYLOADS = {"no-message", "not-finite"}
+"""Rules about what a session never sees: bytes that are no message, and what is in tensors. The party enforces them."""
+
+
 def test_every_rule_can_be_broken_and_no_other_is_named() -> None:
-    assert {case.rule for case in ALL.values()} == set(RULES)
-    folder = Path(cutlayer.protocol.__path__[0])
-    named = {
+    assert {case.rule for case in ALL.values()} == set(RULES) - OF_PAYLOADS
+    assert _named_in(cutlayer.protocol) == set(RULES) - OF_PAYLOADS
+    assert _named_in(cutlayer.party) <= set(RULES)
+    assert _named_in(cutlayer.party) >= OF_PAYLOADS
+
+
+def _named_in(room: ModuleType) -> set[str]:
+    return {
         rule
-        for file in folder.glob("*.py")
+        for file in Path(room.__path__[0]).glob("*.py")
         for rule in re.findall(r'RemoteProtocolError\(\s*"(.+?)"', file.read_text())
     }
-    assert named == set(RULES)

@@ -3,14 +3,15 @@
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from secrets import token_bytes
 from typing import Any
 
 from torch import Tensor
 
 from cutlayer.data.loader import Loader
-from cutlayer.errors import Interrupted
+from cutlayer.errors import CutlayerError, Interrupted
 from cutlayer.observe.facts import Noticed, Observer
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.guard import Guard
@@ -100,17 +101,26 @@ class Maker:
 
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
+FAREWELL_S = 2.0
+"""How long a party whose part is over tries to say so to a conductor that may still wait for it."""
 _dice = random.SystemRandom()
 
 
 def attempts(maker: Maker, network: Network, guard: Guard) -> Party:
     """Join the run, and again whenever it is interrupted; returns the party of the last attempt."""
+    left = maker.finished()
+    if left is not None and maker.saver is not None and maker.plan.conductor == maker.name:
+        maker.saver.close()
+        return left
     loop = Loop(maker.plan, maker.name, guard)
     maker.post = loop.post
     door = Door(maker, network, guard, loop)
     again, without, pause_s = False, frozenset[str](), FIRST_PAUSE_S
     sent = received = 0
     try:
+        if left is not None:
+            _say_goodbye(maker, door, loop)
+            return left
         while True:
             standing = Standing(absent=frozenset(maker.prediction.absent if maker.prediction else ()))
             if maker.saver is not None:
@@ -118,7 +128,9 @@ def attempts(maker: Maker, network: Network, guard: Guard) -> Party:
             party, began = maker.make(standing), time.monotonic()
             party.sent_before, party.received_before = sent, received
             try:
-                loop.run(party, door.links(party, again=standing.again))
+                limits = maker.plan.terms.limits
+                patience_s = limits.rejoin_timeout_s if standing.again else limits.join_timeout_s
+                loop.run(party, door.links(party, patience_s=patience_s))
             except ShutDownError:
                 raise
             except Interrupted as error:
@@ -132,6 +144,14 @@ def attempts(maker: Maker, network: Network, guard: Guard) -> Party:
         loop.close()
         if maker.saver is not None:
             maker.saver.close()
+
+
+def _say_goodbye(maker: Maker, door: "Door", loop: Loop) -> None:
+    """Killed after its part was over, a member may have been about to say so: the conductor waits for its word."""
+    assert maker.saver is not None
+    party = maker.make(replace(maker.saver.standing(again=True), over={}))
+    with suppress(CutlayerError):
+        loop.run(party, door.links(party, patience_s=FAREWELL_S))
 
 
 class Door:
@@ -156,16 +176,15 @@ class Door:
             self._listener.on_trouble, self._listener.newcomers = loop.notice, guard.newcomers
             loop.listen(self._listener)
 
-    def links(self, party: Party, *, again: bool) -> list[Channel]:
-        """The links with which an attempt begins."""
+    def links(self, party: Party, *, patience_s: float) -> list[Channel]:
+        """The links with which an attempt begins. Raises `ChannelTimeout` after so long."""
         plan, name = self._maker.plan, self._maker.name
         if self._listener is not None:
             party.tell(Noticed(party=name, sentence=f"{name} listens on port {self._listener.port}"))
             return []
-        server, limits = plan.conductor, plan.terms.limits
+        server = plan.conductor
         address = self._network.connect or address_of(plan.terms.parties[server].address, server)
         party.tell(Noticed(party=name, sentence=f"{name} dials {server} at {address[0]}:{address[1]}"))
-        patience_s = limits.rejoin_timeout_s if again else limits.join_timeout_s
         link = dial(address, self._network.credentials, peer=server, give_up_after_s=patience_s, **self._common)
         link.on_trouble = self._loop.notice
         return [link]

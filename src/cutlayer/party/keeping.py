@@ -35,7 +35,8 @@ class Keeping:
             case Store():
                 return self._store(action, self._saver)
             case Commit():
-                self._saver.commit(action)
+                post = self._post or self._feed
+                self._saver.commit(action, lambda error: post(Broke(error)))
                 return [Saved(party=self._name, number=action.number, round=action.round)]
             case Finish():
                 self._saver.finish(left=action.left)

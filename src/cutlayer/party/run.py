@@ -137,7 +137,7 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
         stack.enter_context(torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []))
         if saves and not prediction:
             maker.saver = _saver(saves, plan, party, stack)
-        member = maker.finished() or attempts(maker, network, Guard(plan, denied))
+        member = attempts(maker, network, Guard(plan, denied))
     return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start, loader=loader)
 
 

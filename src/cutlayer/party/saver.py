@@ -172,12 +172,18 @@ class Saver:
         else:
             done(store.number, None)
 
-    def commit(self, commit: Commit) -> None:
-        """The save holds."""
+    def commit(self, commit: Commit, failed: Callable[[CutlayerError], None]) -> None:
+        """The save holds; older ones go, beside the work. `failed` is told there if they cannot."""
         self._checkpoints.mark(commit.number)
-        self._writer.submit(self._checkpoints.prune)
+        self._writer.submit(self._prune, failed)
         if commit.ends_round:
             self._rounds[commit.number] = commit.round
+
+    def _prune(self, failed: Callable[[CutlayerError], None]) -> None:
+        try:
+            self._checkpoints.prune()
+        except CutlayerError as error:
+            failed(error)
 
     def finish(self, *, left: bool) -> None:
         """This party's part of the run is over, and lasts."""

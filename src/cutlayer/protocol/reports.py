@@ -1,6 +1,7 @@
 """Which turns are still to be reported: to the conductor by all that take part, to a member by its losses' holder."""
 
 from collections.abc import Mapping
+from itertools import islice
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.plan import Plan
@@ -74,9 +75,12 @@ class Reports:
         return ready
 
     def late(self, passed_s: float, deadline_s: float) -> set[str]:
-        """Conductor: the owners of rows whose turn has been open for too long, now that so much time has passed."""
+        """Conductor: the owners of rows whose turn has taken too long, now that so much time has passed.
+
+        Where all clients share the server's replicas, later turns wait for the oldest: their time has not begun.
+        """
         late: set[str] = set()
-        for turn in self.due.values():
+        for turn in islice(self.due.values(), 1 if self._plan.schedule.server_shared else None):
             turn.age_s += passed_s
             if turn.age_s > deadline_s:
                 late.update(party for party in turn.unreported if party in self._plan.clients)

@@ -72,7 +72,7 @@ class Saving:
             return False
         number, _ = self.pending
         for peer in members:
-            if (told := self._told.get(peer, NONE)) > number:
+            if (told := self._told.get(peer, NONE)) > self.held and told != number:
                 raise RemoteProtocolError("wrong-save", peer, f"save {told}, where {number} is due")
         return all(self._told.get(peer, NONE) == number for peer in members)
 

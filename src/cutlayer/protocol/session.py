@@ -461,7 +461,7 @@ class Session:
         self._traffic.out.append(Send(peer, message))
 
     def _refuse(self, error: RemoteProtocolError) -> None:
-        """Before the run a peer that breaks a rule is sent away and the others wait on; in the run the run ends."""
+        """A peer that breaks a rule before it has a part in the run is sent away; of one that has, the run ends."""
         if error.peer in self.fellows:
             self._traffic.out = []
             self._fail(error)
@@ -482,8 +482,8 @@ class Session:
             raise PeerStopped(sentence)
 
     def _sent_away(self, peer: str, reason: str) -> bool:
-        """Conductor, before the run: close the link to a peer, which may come again."""
-        if not self.conducts or self.begun:
+        """Conductor: close the link to a peer that has no part in the run yet, and may come again."""
+        if not self.conducts or (self.begun and peer not in self._waiting):
             return False
         self._forget(peer)
         self._traffic.out.append(Drop(peer, reason))
