@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from cutlayer import CutlayerError, Parts, Result, simulate
 from cutlayer.data.loader import Loader
-from cutlayer.errors import CutError, DataError, Diverged, PlanError
+from cutlayer.errors import CutError, DataError, Diverged, PlanError, RemoteProtocolError
 from cutlayer.observe.meter import Crossing
 from cutlayer.plan.batches import Batch
 from cutlayer.plan.limits import Limits
@@ -356,12 +356,19 @@ def test_a_label_out_of_range_in_a_later_sample_ends_the_run_as_a_data_error() -
         run(data={"a": Late()}, held_out=0.0)
 
 
-@pytest.mark.parametrize("topology", CUTS)
-def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(topology: str) -> None:
-    with pytest.raises(
-        Diverged, match=r"loss of (top|head) is (nan|inf).* turn \d+, [ab], step \d+.*round \d"
-    ) as caught:
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where() -> None:
+    """Here only what follows the last cut learns too fast, so that what crosses is still finite."""
+    too_fast = {"name": "sgd", "lr": 1e200}
+    with pytest.raises(Diverged, match=r"loss of top is (nan|inf).* turn \d+, [ab], step \d+.*round \d") as caught:
+        run(server_optimizer=too_fast, rounds=5)
+    assert "lower the learning rate" in str(caught.value)
+
+
+@pytest.mark.parametrize(("topology", "edge"), [("vanilla", "bottom->top"), ("u_shaped", "bottom->middle")])
+def test_what_is_not_finite_before_there_is_a_loss_is_not_taken_over_a_cut(topology: str, edge: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=rf"on {edge} for turn \d+, [ab], step \d+") as caught:
         run(topology, lr=1e200, rounds=5)
+    assert caught.value.rule == "not-finite"
     assert "lower the learning rate" in str(caught.value)
 
 

@@ -44,12 +44,12 @@ def test_a_table_that_cannot_be_used(cutlayer: CommandLine, project: Path, table
         assert word.lower() in sentence
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+def test_numbers_that_are_none_any_more_stop_the_run_and_it_says_where(
     cutlayer: CommandLine, project: Path, edit: Edit
 ) -> None:
     edit("plan.toml", "lr = 0.01", "lr = 1e30")
     sentence = cutlayer("simulate").sentence
-    assert "loss of head" in sentence
+    assert "middle->head" in sentence
     assert "hospital-" in sentence
     assert "learning rate" in sentence
 

@@ -156,7 +156,7 @@ def test_one_hospital_asks_alone(horizontal: Project, terminals: Terminals, part
 
 def test_whoever_comes_to_train_is_sent_away_and_predictions_go_on(horizontal: Project, terminals: Terminals) -> None:
     port = terminals.listen(horizontal.folder, "lab", asked(without="hospital-b"))
-    sentence = terminals.dial(horizontal.folder, "hospital-a", ["run"], port, at=1).end().sentence
+    sentence = terminals.dial(horizontal.folder, "hospital-a", ["run", "--anew"], port, at=1).end().sentence
     assert "wrong-task" in sentence
     assert "it came to" in sentence
     again = terminals.dial(horizontal.folder, "hospital-a", asked(data="new-hospital-a.csv"), port, at=1).end()

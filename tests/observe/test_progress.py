@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cutlayer.observe.facts import Crossed, Fact, Noticed, Progressed, Scored, Spent
+from cutlayer.observe.facts import Crossed, Fact, Noticed, Progressed, Resumed, Scored, Spent
 from cutlayer.observe.lines import from_line, to_line
 from cutlayer.observe.progress import LINES_PER_OWNER, ProgressBars
 from cutlayer.plan.tensors import TensorShape
@@ -92,3 +92,24 @@ def test_a_fact_survives_its_line(fact: Fact) -> None:
 @pytest.mark.parametrize("line", ["", "epoch 3 done", "{}", "[1]", "3", '{"fact": "Noticed"}', '{"fact": "Rumour"}'])
 def test_a_line_that_is_no_fact_is_passed_over(line: str) -> None:
     assert from_line(line) is None
+
+
+def resumed(save: int, absent: tuple[str, ...] = (), returned: tuple[str, ...] = ()) -> Resumed:
+    return Resumed(party="clinic", save=save, round=1, absent=absent, returned=returned, scored=())
+
+
+def test_a_run_that_is_taken_up_says_from_where_and_with_whom_and_one_that_begins_says_nothing() -> None:
+    taken_up = resumed(7, absent=("clinic-b",), returned=("clinic-c", "clinic-d"))
+    assert shown([resumed(-1)], terminal=False) == ""
+    assert shown([taken_up], terminal=False).splitlines() == [
+        "clinic goes on from save 7",
+        "without clinic-b from round 1 on",
+        "with clinic-c, clinic-d again from round 1 on",
+    ]
+
+
+def test_what_is_done_again_is_not_counted_twice_but_told_again() -> None:
+    facts: list[Fact] = [progressed("clinic", 6), resumed(7), *(progressed("clinic", done) for done in range(5, 9))]
+    lines = shown(facts, terminal=False).splitlines()
+    assert lines[-1] == "clinic  8/8 steps  round 2"
+    assert len(lines) > len(shown([progressed("clinic", 6), *facts[2:]], terminal=False).splitlines())

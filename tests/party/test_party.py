@@ -1,5 +1,6 @@
 """A party on its own: what its user's code may do wrong, what observers hear, and a loop of threads around it."""
 
+import math
 import threading
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Result, simulate
-from cutlayer.errors import ChannelClosed, PeerStopped, RunError
+from cutlayer.errors import ChannelClosed, PeerStopped, RemoteProtocolError, RunError
 from cutlayer.observe.facts import Crossed, Fact, Progressed, Scored, Spent, Stop
 from cutlayer.observe.meter import Meter
 from cutlayer.party.loop import Loop
@@ -126,6 +127,32 @@ def test_replicas_are_copies_of_the_agreed_segments() -> None:
             assert torch.equal(value, initial[name])
     weights = [p for party in result.parties.values() for s in party.segments.values() for p in s.replica.parameters]
     assert len({parameter.data_ptr() for parameter in weights}) == len(weights)
+
+
+# ---------------------------------------------------------------------- what comes from peers
+
+
+class Becomes(nn.Module):
+    """Makes of the rows of the second batch of training this value."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value, self.calls = value, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return x * self.value if self.training and self.calls == 2 else x
+
+
+@pytest.mark.parametrize(
+    ("value", "what"), [(math.nan, "NaN or infinite values"), (math.inf, "NaN or"), (1e9, "a root")]
+)
+def test_a_tensor_that_is_no_sound_number_is_refused_by_the_party_that_was_sent_it(value: float, what: str) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        run(mlp(Becomes(value)), cut="2", held_out=0.0)
+    assert (caught.value.rule, caught.value.peer) == ("not-finite", "a")
+    assert caught.value.detail.startswith(what)
+    assert "on bottom->top for turn 0, a, step 1.0 (train) (limits.tensor_rms = 1e+06)" in caught.value.detail
 
 
 # ---------------------------------------------------------------------- a loop of threads

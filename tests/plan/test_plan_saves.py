@@ -1,7 +1,7 @@
 """Claims about saves in a schedule: where they fall, and that turns which they part are the same steps in order."""
 
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
@@ -60,6 +60,18 @@ def test_no_save_falls_while_a_sum_is_under_way() -> None:
     ]  # fmt: skip
 
 
+def test_there_may_be_a_save_after_every_other_round_only_and_always_one_at_the_end() -> None:
+    assert said("alternating", 4, rounds=5, save_rounds=2) == [
+        "a0-0", "a0-0", "save 1 ends", "a0-0", "a0-0", "save 3 ends", "a0-0", "save 4 ends",
+    ]  # fmt: skip
+
+
+def test_a_save_that_a_sum_put_off_comes_before_the_next_step_of_whatever_round() -> None:
+    assert said("splitfed_v1", 12, 12, save_every=4, rounds=2, save_rounds=2)[3:8] == [
+        "share weights b 12", "bottom+top to ab", "save 1", "a0-2", "share weights a 12",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_where_nothing_is_done_nothing_is_saved(schedule: str, rounds: int) -> None:
@@ -88,6 +100,7 @@ SAVING = st.fixed_dictionaries(
         "clients_per_round": st.sampled_from(["all", 1, 2]),
         "local_epochs": st.integers(1, 2),
         "turn": st.sampled_from(["epoch", "batch"]),
+        "save_rounds": st.integers(1, 3),
         "equal_clients": st.booleans(),
     }
 )
@@ -105,22 +118,27 @@ def test_with_saves_a_run_is_the_same_steps_once_and_in_order(
         assert plain == list(SCHEDULES[schedule].turns(each))
     saving = list(works(replace(each, save_every=every), SCHEDULES[schedule]))
     assert _steps(saving) == _steps(plain)
-    assert_saved_in_time(saving, every)
+    assert_saved_in_time(saving, every, terms["save_rounds"])
 
 
-def assert_saved_in_time(all_works: list[Work], every: int) -> None:
-    """A save at the end of each round in which something was done; in between one is as late only as a sum needs."""
+def assert_saved_in_time(all_works: list[Work], every: int, rounds: int) -> None:
+    """At the end of each round that is due, and of the last; within one as late only as a sum needs."""
     assert [work.round for work in all_works] == sorted(work.round for work in all_works)
-    for _, group in groupby(all_works, key=lambda work: work.round):
-        done = list(group)
-        assert [work for work in done if isinstance(work, Save) and work.ends_round] == done[-1:]
-        since, summing, shared = 0, False, False
-        for work in done:
-            if isinstance(work, Save):
-                assert not summing
-                assert work.ends_round or since == every > 0
-                since = 0
-            since += work.steps if isinstance(work, Train) else 0
-            shared |= isinstance(work, Share)
-            summing = isinstance(work, Share) or (summing and not isinstance(work, Average))
-            assert not every or shared or since <= every
+    saves = [isinstance(work, Save) for work in (Save(round=0, ends_round=False), *all_works)]
+    assert not any(one and other for one, other in pairwise(saves)), "a save has the number of the work before it"
+    grouped = [list(group) for _, group in groupby(all_works, key=lambda work: work.round)]
+    for done in grouped:
+        due = done is grouped[-1] or (done[0].round + 1) % rounds == 0
+        assert [work for work in done if isinstance(work, Save) and work.ends_round] == (done[-1:] if due else [])
+    since, summing, late = 0, False, False
+    for work in all_works:
+        if isinstance(work, Save):
+            assert not summing
+            assert work.ends_round or since == every > 0 or (late and since > every)
+            since, late = 0, False
+        elif isinstance(work, Train):
+            since += work.steps
+            late |= summing
+            assert work.steps > 0
+            assert not every or late or since <= every
+        summing = isinstance(work, Share) or (summing and not isinstance(work, Average))

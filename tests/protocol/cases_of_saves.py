@@ -12,8 +12,8 @@ from protocol.scenarios import Scenario
 from protocol.scenes import MEMBERS, ROWS, Scene, at_client, at_lab, begun, joined
 
 SCENARIO = saving(Scenario("vanilla", (ROWS[A], ROWS[B]), micro_batches=2), 2)
-"""0 a trains, 1 save, 2 b trains, 3 both evaluate, 4 save."""
-FIRST, LAST = 1, 4
+"""0 a trains, and save 0; 1 b trains, 2 both evaluate, and save 2."""
+FIRST, LAST = 0, 2
 
 
 def saving_until(condition: Any) -> Scene:
@@ -52,7 +52,7 @@ CASES_OF_SAVES = {
     "a part of a save twice": at_lab("wrong-save", Saved(FIRST), half_way),
     "a part of a later save before the one that is due holds": at_lab("wrong-save", Saved(LAST), half_way),
     "a part of a later save than the one that is due": at_lab("wrong-save", Saved(LAST), half_way, B),
-    "a part of what is no save": at_lab("wrong-save", Saved(0), half_way, B),
+    "a part of what is no save": at_lab("wrong-save", Saved(1), half_way, B),
     "a save that holds before anything was saved": at_client("wrong-save", Saved(FIRST), begun(A)),
     "a save that holds though my part is not written": at_client("wrong-save", Saved(FIRST), at(A, Store)),
     "another save that holds": at_client("wrong-save", Saved(LAST), half_way),

@@ -12,6 +12,7 @@ from cutlayer.plan.schedule import LEGAL, Evaluate, Train, TurnUnit, Work, works
 from cutlayer.plan.tensors import TensorShape, TensorSpec
 from cutlayer.plan.terms import TOGETHER, InputTerms, Method, ModelTerms, PartyTerms, Quorum, SaveTerms, Terms, Training
 from cutlayer.plan.topology import OWN, Edge, SegmentNode, Source, Topology
+from cutlayer.protocol.agenda import numbered
 from cutlayer.protocol.messages import Rows
 
 LAB = "lab"
@@ -171,7 +172,7 @@ def schedule_of(plan: Plan, rows: Mapping[str, Rows]) -> list[Work]:
 
 def turns_of(plan: Plan, rows: Mapping[str, Rows]) -> dict[int, Train | Evaluate]:
     """The turns among them, by number."""
-    return {n: work for n, work in enumerate(schedule_of(plan, rows)) if isinstance(work, Train | Evaluate)}
+    return {n: work for n, work in numbered(schedule_of(plan, rows)) if isinstance(work, Train | Evaluate)}
 
 
 def steps_of(work: Train, party: str, rows: Mapping[str, Rows], plan: Plan) -> Iterator[int]:

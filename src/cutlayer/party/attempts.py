@@ -62,6 +62,17 @@ class Maker:
     def plan(self) -> Plan:
         return self.agreement.plan
 
+    def standing(self, *, again: bool, without: frozenset[str]) -> Standing:
+        """What the party has of the run now."""
+        if self.saver is None:
+            return Standing(absent=frozenset(self.prediction.absent if self.prediction else ()))
+        return self.saver.standing(again=again, without=without)
+
+    def patience_s(self, standing: Standing) -> float:
+        """How long it tries to reach the conductor."""
+        limits = self.plan.terms.limits
+        return limits.rejoin_timeout_s if standing.again else limits.join_timeout_s
+
     def make(self, standing: Standing) -> Party:
         """A party that joins the run with this standing."""
         prediction = self.prediction
@@ -122,15 +133,11 @@ def attempts(maker: Maker, network: Network, guard: Guard) -> Party:
             _say_goodbye(maker, door, loop)
             return left
         while True:
-            standing = Standing(absent=frozenset(maker.prediction.absent if maker.prediction else ()))
-            if maker.saver is not None:
-                standing = maker.saver.standing(again=again, without=without | guard.denied)
+            standing = maker.standing(again=again, without=without | guard.denied)
             party, began = maker.make(standing), time.monotonic()
             party.sent_before, party.received_before = sent, received
             try:
-                limits = maker.plan.terms.limits
-                patience_s = limits.rejoin_timeout_s if standing.again else limits.join_timeout_s
-                loop.run(party, door.links(party, patience_s=patience_s))
+                loop.run(party, door.links(party, patience_s=maker.patience_s(standing)))
             except ShutDownError:
                 raise
             except Interrupted as error:

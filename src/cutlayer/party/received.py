@@ -38,4 +38,5 @@ class Undecoded:
             return
         what = "NaN or infinite values" if not math.isfinite(rms) else f"a root mean square of {rms:.3g}"
         where = f" on {self.message.edge} for {self.message.ticket}" if self.message else ""
-        raise RemoteProtocolError("not-finite", self.peer, f"{what}{where}; the limit is {largest_rms:.3g}")
+        mend = f"(limits.tensor_rms = {largest_rms:.3g}): lower the learning rate, or look at the rows of that ticket"
+        raise RemoteProtocolError("not-finite", self.peer, f"{what}{where} {mend}")

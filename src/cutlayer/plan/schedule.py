@@ -237,7 +237,7 @@ def _with_saves(works: Iterator[Work], course: "Course") -> Iterator[Work]:
             since = 0
         if isinstance(work, Train) and course.save_every and not summing:
             while since + work.steps > course.save_every:
-                steps = course.save_every - since
+                steps = max(course.save_every - since, 0)  # a sum may have put it off
                 if steps:
                     yield replace(work, steps=steps)
                     work = replace(work, first=work.first + steps, steps=work.steps - steps)

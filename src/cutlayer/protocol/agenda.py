@@ -52,7 +52,7 @@ class Agenda:
         """What is to be done after the save; and what is told in each process anew, the key of the order of rows."""
         start, stop = self.start.save, self.start.until
         told: list[Numbered] = []
-        for number, work in enumerate(all_works, self.start.log[-1].after + 1):
+        for number, work in numbered(all_works, self.start.log[-1].after + 1):
             if number > start:
                 yield from told
                 told.clear()
@@ -62,7 +62,7 @@ class Agenda:
             elif isinstance(work, Train):
                 for owner in work.parties:
                     self.done[owner] += work.steps
-            if number == stop:
+            if number == stop and isinstance(work, Save):
                 return
 
     def peek(self, reader: str) -> Numbered | None:
@@ -80,6 +80,14 @@ class Agenda:
     def pop(self, reader: str) -> Numbered:
         """Go on to the work after the one that `peek` shows."""
         return self._pending[reader].popleft()
+
+
+def numbered(all_works: Iterable[Work], first: int = 0) -> Iterator[Numbered]:
+    """Works counted from a number on. A save has that of the work before it, so that saves change no ticket."""
+    number = first - 1
+    for work in all_works:
+        number += not isinstance(work, Save)
+        yield number, work
 
 
 Agendas = Callable[[Mapping[str, Rows], Start], Agenda]

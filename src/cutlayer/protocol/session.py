@@ -257,13 +257,16 @@ class Session:
 
     def _welcome(self, peer: str, welcome: Welcome) -> None:
         self._joining.check_welcome(peer, welcome)
-        self._begin(welcome)
+        self._begin(welcome, self._agenda_of(welcome))
 
-    def _begin(self, welcome: Welcome) -> None:
+    def _agenda_of(self, welcome: Welcome) -> Agenda:
+        """Raises `RunError` if the members' rows cannot be worked on together."""
+        return self._agendas(welcome.members, Start(welcome.log, welcome.save, self._standing.until))
+
+    def _begin(self, welcome: Welcome, agenda: Agenda) -> None:
         """The run begins, or is taken up, as all are told."""
         self.run, self.members = welcome.run or self.run, welcome.members
         self.start = Start(welcome.log, welcome.save, self._standing.until)
-        agenda = self._agendas(welcome.members, self.start)
         own = own_save(welcome.log, self.me, welcome.save)
         if self.task == "train":
             self._traffic.out.append(Restore(self.start, own, welcome.members))
@@ -365,12 +368,13 @@ class Session:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
         if self.conducts and not self.begun and not self._joining.missing(patient=patient):
             welcome = self._joining.begin()
+            agenda = self._agenda_of(welcome)
             self.peers = tuple(peer for peer in self.peers if peer in welcome.members)
             self._staying = set(self.peers)
             for peer in self.peers:
                 self._send(peer, welcome)
                 self.states[peer] = "running"
-            self._begin(welcome)
+            self._begin(welcome, agenda)
         if self.begun:
             self._go_on()
         if not self._staying:
