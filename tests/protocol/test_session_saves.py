@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from cutlayer.plan.schedule import Save
 from cutlayer.protocol.agenda import numbered
-from cutlayer.protocol.agenda import numbered
 from cutlayer.protocol.events import Add, Commit, Give, Restore, Run, Send, Settle, Spread, Store, Stored, Take
 from cutlayer.protocol.messages import Bye, Saved, Turn
 from protocol.claims import assert_all_done, assert_nothing_is_kept, order
