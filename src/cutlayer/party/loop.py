@@ -40,6 +40,8 @@ Item = Channel | Event | Noticed | tuple[Link, Frame | Exception]
 """What is put into the inbox: a new channel, an event, a word for the observers, a link's frame or its end."""
 
 TICK_S = 1.0
+LONGEST_TICK_S = 2.0
+"""What counts of a longer one: while this process stood still, or worked on one step, nobody else was late."""
 CLOSE_TIMEOUT_S = 5.0
 
 
@@ -144,7 +146,9 @@ class Loop:
                 if self._handle(party, item):
                     heard = now
             if now - ticked >= TICK_S and not party.over:
-                party.feed(Tick(now - heard, now - ticked))
+                passed_s = min(now - ticked, LONGEST_TICK_S)
+                heard = min(now, heard + (now - ticked) - passed_s)
+                party.feed(Tick(now - heard, passed_s))
                 ticked = now
                 self._cut_off(party)
 
@@ -167,6 +171,7 @@ class Loop:
     def _arrived(self, party: Party, link: Link, arrived: Frame | Exception) -> None:
         peer = link.channel.peer
         if party.links.get(peer) is not link.channel:
+            link.room.release()  # whoever reads it must come to its end
             return  # a newer link has taken its place, the session dropped it, or it was an earlier party's
         if isinstance(arrived, Exception):
             party.feed(Lost(peer, str(arrived)))

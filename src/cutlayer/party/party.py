@@ -65,7 +65,7 @@ from cutlayer.protocol.events import (
     Tell,
 )
 from cutlayer.protocol.events import Replica as Key
-from cutlayer.protocol.messages import Backward, Control, Forward, Message, Rows, Sealed, State, Task
+from cutlayer.protocol.messages import Backward, Control, Forward, Leave, Message, Ping, Rows, Sealed, State, Task
 from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.route import Route
 from cutlayer.protocol.session import Session
@@ -231,6 +231,9 @@ class Party:
         except FrameRefused as error:
             detail = f"{error}; all parties run the same version of cutlayer"
             self.feed(Broke(RemoteProtocolError("no-message", peer, detail)))
+            return
+        if isinstance(message, Ping | Leave):  # a link keeps those to itself: here they would only pass for life
+            self.feed(Broke(RemoteProtocolError("out-of-order", peer, "a control frame among the run's messages")))
             return
         self._received(peer, message, views, frame.nbytes)
 

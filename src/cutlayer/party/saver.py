@@ -96,6 +96,7 @@ class Saver:
         self.wait()
         start, membership = restore.start, restore.start.log[-1]
         self._checkpoints.forget_after(restore.save)
+        self._rounds = {number: at for number, at in self._rounds.items() if number <= restore.save}
         if start.log != self._log:
             self._log = start.log
             self._checkpoints.note(LOG, {"log": msgspec.to_builtins(start.log)})

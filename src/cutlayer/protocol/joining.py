@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cutlayer.errors import RemoteProtocolError, RunError
-from cutlayer.plan.membership import NEVER, Start, own_save
+from cutlayer.plan.membership import NEVER, Log, Start, own_save
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.messages import VERSION, Hello, Rows, Task, Welcome, run_name
 from cutlayer.protocol.resuming import Standing
@@ -80,8 +80,9 @@ class Joining:
     def _check_begins(self, start: Start) -> None:
         holds = {party: hello.holds for party, hello in self._here.items()} | {self._me: self._standing.newest}
         newest = max(holds.values())
-        same = start.log[-1].absent == self._standing.log[-1].absent  # others go on from a round's end, or anew
-        if start.save != NEVER or newest == NEVER or not same:
+        same = start.log[-1].absent == self._standing.log[-1].absent
+        begun = newest == self._standing.newest and not self._standing.rounds  # no round has ended yet
+        if start.save != NEVER or newest == NEVER or (begun and not same):
             return
         have, lack = ([party for party, held in holds.items() if (held != NEVER) == has] for has in (True, False))
         without = f"{', '.join(lack)} has none" if lack else "no save is with all of them"
@@ -89,6 +90,18 @@ class Joining:
             f"{', '.join(have)} has saves of this run, but {without}: give each party the place of its saves, or begin "
             "anew at all of them (`cutlayer run --anew`)"
         )
+
+    def _is_sound(self, log: Log) -> bool:
+        """Whether a log can be that of a run of this plan: in order, of clients, who return if they were absent."""
+        clients, rounds = set(self._plan.clients), self._plan.terms.training.rounds
+        before: tuple[str, ...] = ()
+        for each in log:
+            returned = tuple(party for party in before if party not in each.absent)
+            if not clients.issuperset(each.absent) or each.returned != returned or not 0 <= each.round <= rounds:
+                return False
+            before = each.absent
+        afters = [each.after for each in log]
+        return bool(log) and afters == sorted(set(afters)) and afters[0] >= NEVER
 
     def again(self, peer: str, welcome: Welcome, last: int) -> Welcome:
         """What a member is told that was lost when all was over: the last save is where it is."""
@@ -110,8 +123,9 @@ class Joining:
             raise RemoteProtocolError("wrong-rows", peer, "the run's name is not made of what all have drawn for it")
         predicts = self._task == "predict"
         why = (self._plan.why_not_without if predicts else self._plan.why_not_go_on_without)(missing) if missing else ""
-        in_order = bool(log) and [each.after for each in log] == sorted({each.after for each in log})
-        if why or not in_order or (not predicts and set(log[-1].absent) != set(missing)):
+        if why or not self._is_sound(log) or (not predicts and set(log[-1].absent) != set(missing)):
             raise RemoteProtocolError("wrong-members", peer, why or "its log of members is not in order")
+        if welcome.save == NEVER and self._standing.rounds:
+            raise RemoteProtocolError("wrong-members", peer, "it begins anew, though a save that ends a round holds")
         if own_save(log, self._me, welcome.save) not in (NEVER, *self._standing.saves):
             raise RemoteProtocolError("wrong-members", peer, f"save {welcome.save} is none that we have whole")

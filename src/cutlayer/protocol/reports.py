@@ -83,7 +83,8 @@ class Reports:
         for turn in islice(self.due.values(), 1 if self._plan.schedule.server_shared else None):
             turn.age_s += passed_s
             if turn.age_s > deadline_s:
-                late.update(party for party in turn.unreported if party in self._plan.clients)
+                there = {party for party in turn.unreported if party in self._plan.clients}
+                late |= (self._traffic.awaited(turn) & there) or there
         return late
 
     def close(self, turn: OpenTurn, party: str) -> None:

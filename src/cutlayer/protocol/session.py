@@ -61,6 +61,9 @@ from cutlayer.protocol.saving import Saving
 from cutlayer.protocol.traffic import Traffic
 from cutlayer.protocol.turns import OpenTurn
 
+LONGEST_LOG = 256
+"""Of memberships: who has come and gone so often that no more fit into a `Welcome` waits for the end."""
+
 
 class Session:
     """Party `me` in a run of `plan`, bringing `rows`. `feed` it events, carry out the actions in order.
@@ -382,6 +385,8 @@ class Session:
 
     def _end(self) -> None:
         self.over = True
+        for peer in sorted(self._waiting):
+            self._send(peer, Bye(reason="the run has ended without you"))
         if self.conducts:
             self._traffic.out.append(Finish())
         self._traffic.out.append(Done())
@@ -448,7 +453,7 @@ class Session:
             for peer in self.peers:
                 self._send(peer, Saved(held.number))
             more = held.ends_round and held.round + 1 < self.plan.terms.training.rounds
-            if more and self._waiting:
+            if more and self._waiting and len(self.start.log) < LONGEST_LOG:
                 raise Interrupted(f"{', '.join(sorted(self._waiting))} came back, for the next round")
 
     def _note(self, peer: str, state: str) -> None:
@@ -509,7 +514,7 @@ class Session:
 
     def _lost(self, event: Lost) -> None:
         peer, state = event.peer, self.states.get(event.peer)
-        if state == "closing" and self._standing.lasting and self.conducts:
+        if state in {"closing", "away"} and self._standing.lasting and self.conducts:
             self.states[peer] = "away"  # it may not have heard that all is over, and have to go on from the last save
         elif state in {"gone", "closing", "away"}:
             self._note(peer, "gone")
@@ -532,6 +537,11 @@ class Session:
                 return
             raise ChannelTimeout(f"waited {tick.waited_s:.0f} s for {self.waiting_for()}")
 
+    def _take_in_the_late(self) -> None:
+        """Those that were to be done without are here, and others are not: join anew, with them."""
+        if not self.begun and self._waiting and self._joining.missing(patient=False):
+            raise Interrupted(f"{', '.join(sorted(self._waiting))} can take the place of those who are missing")
+
     def _patience_s(self) -> float:
         limits, again = self.limits, self._standing.again
         if self._standing.over:
@@ -540,7 +550,8 @@ class Session:
             return limits.rejoin_timeout_s
         if not self.begun:
             later_s = limits.rejoin_timeout_s if self.conducts else limits.turn_timeout_s
-            return later_s if again else limits.join_timeout_s
+            may_be_late = self._standing.lasting and not self.conducts
+            return later_s if again or may_be_late else limits.join_timeout_s
         at_work = self.conducts or any(turn.under_way for turn in self._traffic.turns.values())
         return limits.progress_timeout_s if at_work else limits.turn_timeout_s
 
@@ -550,11 +561,12 @@ class Session:
         if not self.begun:
             if tick.waited_s > deadline_s:
                 self._progress(patient=False)
+                self._take_in_the_late()
             return
         slow = self._reports.late(tick.passed_s, deadline_s)
-        if tick.waited_s > deadline_s:
-            slow |= self._movements.owing | self._saving.owing(self.peers)
-        if slow and not self.plan.why_not_go_on_without([*self.start.log[-1].absent, *slow]):
+        if tick.waited_s > deadline_s and not slow:  # what moves after an open turn is not due yet
+            slow = self._movements.owing | self._saving.owing(self.peers)
+        if self._standing.lasting and slow and not self.plan.why_not_go_on_without([*self.start.log[-1].absent, *slow]):
             names = ", ".join(sorted(slow))
             raise Interrupted(f"{names} did not answer within {deadline_s:.0f} s: the others go on", without=slow)
 

@@ -18,6 +18,7 @@ from cutlayer.protocol.arrivals import backward_edge, check_backward, check_forw
 from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Ran, Replica, Run, Send, Step, Value
 from cutlayer.protocol.gate import Gate
 from cutlayer.protocol.messages import Backward, Forward, Ticket
+from cutlayer.protocol.owing import awaited
 from cutlayer.protocol.route import EdgeRoute, Route
 from cutlayer.protocol.turns import WINDOW, Flight, OpenTurn
 
@@ -101,6 +102,11 @@ class Traffic:
             self._flight(turn, ticket)
             self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in sources]
         turn.begun += 1
+
+    def awaited(self, turn: OpenTurn) -> set[str]:
+        """Whose activations or answers are due to me now, so that a turn can go on."""
+        owing = (awaited(turn, owner, self._route(turn, owner), self.me) for owner in self._owners(turn.work))
+        return set().union(*owing)
 
     # ------------------------------------------------------------------ what peers send
 

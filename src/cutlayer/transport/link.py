@@ -239,13 +239,21 @@ class Link:
         return self.received - self._told >= self._tell_frames or self._owed_bytes >= self._tell_bytes
 
     def _wait_for_room(self, nbytes: int) -> None:
-        timeout_s, began = self._limits.send_timeout_s, time.monotonic()
+        timeout_s, longest_s = (
+            self._limits.send_timeout_s,
+            self._limits.send_timeout_s + self._limits.reconnect_timeout_s,
+        )
+        known, began = self._outbox.acknowledged, time.monotonic()
+        started = began
         self._waiting += 1
         try:
             while not (self._over or self._outbox.has_room(nbytes)):
+                now = time.monotonic()
+                if self._outbox.acknowledged != known:
+                    known, began, started = self._outbox.acknowledged, now, now
                 if self._outgoing is None:
-                    began = time.monotonic()  # while it is detached, its keeper ends the waiting
-                if (left_s := began + timeout_s - time.monotonic()) <= 0:
+                    began = now  # while it is detached, its keeper ends the waiting
+                if (left_s := min(began + timeout_s, started + longest_s) - now) <= 0:
                     self._finish(ChannelTimeout(self._stuck()))
                     break
                 self._changed.wait(left_s)
@@ -260,8 +268,8 @@ class Link:
         with self._writing:
             while outbox.written < outbox.numbered:
                 with self._lock:
-                    if (lane := self._outgoing) is None:
-                        return
+                    if (lane := self._outgoing) is None or outbox.flushed:
+                        return  # an acknowledgement may have come meanwhile
                     frame, number = outbox.take()
                 self._write(lane, frame, number)
 
