@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -130,10 +130,11 @@ class Crew:
         *faults: Fault,
         back_after_s: Mapping[str, float] | None = None,
         pause_s: float = 0.0,
+        dialled: Callable[[int], int] = int,
     ) -> Outcome:
         """The run, with these faults, until all have ended. Who is killed is started again at once, or `back_after_s`.
 
-        The server pauses after each step.
+        The server pauses after each step. `dialled`: the port that others dial, given the server's.
 
         Raises `HangError`.
         """
@@ -142,7 +143,7 @@ class Crew:
         folder.mkdir()
         watch = _Watch(job, self._keys, folder, faults, back_after_s or {})
         try:
-            return watch.run(pause_s)
+            return watch.run(pause_s, dialled)
         finally:
             watch.end()
             shutil.rmtree(folder, ignore_errors=True)
@@ -162,16 +163,18 @@ class _Watch:
             for party in job.terms.parties
         }
 
-    def run(self, pause_s: float) -> Outcome:
+    def run(self, pause_s: float, dialled: Callable[[int], int]) -> Outcome:
         server = self._members[self._server]
         server.errand = replace(server.errand, pause_s=pause_s)
         self._start(server)
         self._until(lambda: bool(server.news("port") or server.failures), PORT_S)
         if server.failures:
             raise AssertionError(f"{self._server} did not begin: {server.failures[0]}")
+        port = server.news("port")[0]
+        server.errand, elsewhere = replace(server.errand, port=port), dialled(port)
         for member in self._members.values():
-            member.errand = replace(member.errand, port=server.news("port")[0])
             if member is not server:
+                member.errand = replace(member.errand, port=elsewhere)
                 self._start(member)
         self._until(
             lambda: all(m.process is None and m.back_at in (0.0, NEVER) for m in self._members.values()), DEADLINE_S
