@@ -25,7 +25,7 @@ def test_a_far_link_is_cut_for_half_a_minute_and_nothing_is_different(
     crew: Crew, silently: bool, reconnect_timeout_s: float
 ) -> None:
     """50 ms each way, 10 more or less; what is shorter than the cut goes on from a save."""
-    limits = replace(LIMITS, reconnect_timeout_s=reconnect_timeout_s, rejoin_timeout_s=90.0)
+    limits = replace(LIMITS, reconnect_timeout_s=reconnect_timeout_s, rejoin_timeout_s=90.0, progress_timeout_s=90.0)
     job = job_of("vanilla", crew, rounds=2, limits=limits)
     with ExitStack() as stack:
 
