@@ -254,10 +254,10 @@ def assert_marks_are_on_activations_of_common_rows_only(wire: Wire) -> None:
 
 def assert_nothing_is_kept(wire: Wire) -> None:
     for session in wire.sessions.values():
-        traffic, movements = session._traffic, session._movements
+        traffic, movements = session._works.traffic, session._works.movements
         assert not traffic.turns
         assert not traffic.finished
-        assert not session._reports.due
+        assert not session._works.reports.due
         assert movements.idle
         assert not movements.blocked
         for gate in traffic.gates.values():

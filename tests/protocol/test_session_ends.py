@@ -61,7 +61,7 @@ def test_a_client_whose_turn_was_granted_ahead_waits_as_long_as_others_turns_may
 
 def test_a_client_between_its_turns_waits_as_long_as_others_turns_may_take() -> None:
     idle = Wire(make_plan(limits=Limits(turns_ahead=1)), ROWS).start()
-    idle.run(until=lambda wire: bool(wire.tells(A)) and not wire.sessions[A]._traffic.turns)
+    idle.run(until=lambda wire: bool(wire.tells(A)) and not wire.sessions[A]._works.traffic.turns)
     assert patience(idle, A, 86_400) == f"waited 86401 s for {LAB} to grant a turn"
 
 

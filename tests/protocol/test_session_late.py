@@ -108,7 +108,7 @@ def test_a_live_client_that_is_late_with_its_turn_is_done_without() -> None:
 def test_who_waits_for_anothers_turn_is_not_late() -> None:
     """`hospital-c` was granted its turn ahead, long ago; when `hospital-b` is through, its own time begins."""
     wire = stuck()
-    assert {turn.work.parties for turn in wire.sessions[LAB]._reports.due.values()} == {(B,), (C,)}
+    assert {turn.work.parties for turn in wire.sessions[LAB]._works.reports.due.values()} == {(B,), (C,)}
     assert wire.sessions[LAB].feed(Tick(1, DEADLINE_S)) == []
     wire.run(until=lambda wire: bool(wire.tells(B)) and not wire.links[B, LAB])
     assert not any(isinstance(action, Fail) for action in wire.sessions[LAB].feed(Tick(1, 1)))

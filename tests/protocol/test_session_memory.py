@@ -32,7 +32,7 @@ def test_nobody_holds_more_than_a_few_tickets_however_many_rows_there_are(name: 
 
     def hold(wire: Wire) -> bool:
         for session in wire.sessions.values():
-            for turn in session._traffic.turns.values():
+            for turn in session._works.traffic.turns.values():
                 for owner, tickets in Counter(ticket.owner for ticket in turn.flights).items():
                     held[owner] = max(held[owner], tickets)
         return False

@@ -1,10 +1,8 @@
 """The session: one party's view of the run. Events in, actions out; no torch, no sockets, no clock, no disk.
 
-It knows who may speak (`rules.MOVES`), whose turn it is (the plan's schedule, which every party runs), and hands each
-ticket to `traffic`. Whatever a peer sends is refused, by the name of a rule, before its payload is decoded.
-
-It is longer than other files since all that may be said is answered here, side by side. What a kind of message means
-lies in `traffic`, `movements`, `reports` and `fellows`.
+It knows who is here and who may speak (`rules.MOVES`), how a run begins, is interrupted and ends, and how long to wait.
+What is to be done in the run lies in `works`; what is said before it in `joining`. Whatever a peer sends is refused, by
+the name of a rule, before its payload is decoded.
 """
 
 from collections.abc import Mapping
@@ -12,10 +10,10 @@ from collections.abc import Mapping
 from cutlayer.errors import ChannelClosed, ChannelTimeout, CutlayerError, Interrupted, PeerStopped, RemoteProtocolError
 from cutlayer.plan.membership import Start, own_save
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Evaluate, Predict, Save, Train
-from cutlayer.protocol.agenda import Agenda, Agendas, Numbered
+from cutlayer.protocol.agenda import Agenda, Agendas
 from cutlayer.protocol.events import (
     Action,
+    Commit,
     Connected,
     Done,
     Drop,
@@ -29,7 +27,6 @@ from cutlayer.protocol.events import (
     Restore,
     Send,
     Stored,
-    Tell,
     Tick,
     Value,
 )
@@ -53,13 +50,10 @@ from cutlayer.protocol.messages import (
     Turn,
     Welcome,
 )
-from cutlayer.protocol.movements import Movements
-from cutlayer.protocol.reports import Reports
+from cutlayer.protocol.patience import Stage, patience_s
 from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.rules import MOVES
-from cutlayer.protocol.saving import Saving
-from cutlayer.protocol.traffic import Traffic
-from cutlayer.protocol.turns import OpenTurn
+from cutlayer.protocol.works import Works
 
 LONGEST_LOG = 256
 """Of memberships: who has come and gone so often that no more fit into a `Welcome` waits for the end."""
@@ -94,8 +88,6 @@ class Session:
         self._standing = standing
         self._joining = Joining(plan, me, rows, task, standing)
         self._fellows = Fellows(plan, me)
-        self._window = 1 if plan.topology.is_chain else len(plan.topology.segments)
-        self._place = {peer: place for place, peer in enumerate(self.peers)}
         self.joinable = set(self.peers)
         """Who may still come in: nobody once the run has begun, unless it can be taken up again."""
         self.members: Mapping[str, Rows] = {}
@@ -109,14 +101,8 @@ class Session:
         self._welcomed: Welcome | None = None
         self._closing = False
         self.over = False
-        self._traffic = Traffic(plan, me)
-        self._movements = Movements(plan, me, self._traffic)
-        self._saving = Saving(self.conducts)
+        self._works = Works(plan, me, ahead)
         self._agendas = agendas or (lambda members, start: Agenda(plan, members, (me,), task, start))
-        self._agenda: Agenda | None = None
-        """Once the run has begun."""
-        self._ahead = ahead or (self.limits.turns_ahead if plan.schedule.server_shared else self.limits.max_live)
-        self._reports = Reports(plan, me, self._traffic)
         if standing.over:
             self._close(self._joining.over())
 
@@ -124,8 +110,8 @@ class Session:
         """Conductor: all was over before this process began, but for the goodbyes: who comes is told."""
         self.run, self.members = welcome.run, welcome.members
         self.start = Start(welcome.log, welcome.save)
-        self._agenda = self._agendas(self.members, self.start)
-        self._welcomed, self._closing, self._saving.held = welcome, True, welcome.save
+        self._welcomed, self._closing = welcome, True
+        self._works.begin(self._agendas(self.members, self.start), welcome.save)
         self.peers = tuple(peer for peer in self.peers if peer in self.members)
         self._staying = set(self.peers)
         self.states = dict.fromkeys(self.peers, "away")
@@ -138,7 +124,7 @@ class Session:
     @property
     def begun(self) -> bool:
         """Whether all have joined."""
-        return self._agenda is not None
+        return self._works.agenda is not None
 
     def feed(self, event: Event) -> list[Action]:
         """What to do about an event. Never raises for what a peer did: that becomes `Send(Refuse)` and `Fail`."""
@@ -146,20 +132,27 @@ class Session:
             return []
         try:
             self._handle(event)
-            while self._movements.stirred:
-                self._proceed()
+            self._works.proceed()
+            self._say_goodbye()
         except RemoteProtocolError as error:
             self._refuse(error)
         except CutlayerError as error:
             self._fail(error)
-        actions, self._traffic.out = self._traffic.out, []
+        actions, self._out = self._out, []
         return actions
+
+    @property
+    def _out(self) -> list[Action]:
+        return self._works.out
+
+    @_out.setter
+    def _out(self, actions: list[Action]) -> None:
+        self._works.traffic.out = actions
 
     def _handle(self, event: Event) -> None:
         match event:
             case Ran():
-                self._traffic.ran(event)
-                self._settle()
+                self._works.ran(event)
             case Received():
                 self._received(event)
             case Stored():
@@ -178,7 +171,7 @@ class Session:
     def _connected(self, peer: str) -> None:
         state = self.states.get(peer)
         if peer not in self.joinable and (peer not in self.peers or state in {"closing", "gone"}):
-            self._traffic.out.append(Drop(peer, f"{peer} has no part in the run, or not any more"))
+            self._out.append(Drop(peer, f"{peer} has no part in the run, or not any more"))
             self._lost(Lost(peer, "it connected anew"))
         elif self._is_late(peer):
             self.states[peer] = "waiting"
@@ -212,13 +205,11 @@ class Session:
             raise RemoteProtocolError("out-of-order", peer, f"{type(message).__name__} from a peer that is {state}")
         match message:
             case Forward():
-                self._traffic.forward(peer, message, event.payload)
+                self._works.forward(peer, message, event.payload)
             case Backward():
-                self._traffic.backward(peer, message, event.payload)
-                self._settle()
+                self._works.backward(peer, message, event.payload)
             case State():
-                self._save_passed()
-                self._movements.arrived(peer, message, event.payload)
+                self._works.state(peer, message, event.payload)
             case Sealed():
                 self._sealed(peer, message, event.payload)
             case _:
@@ -233,16 +224,16 @@ class Session:
         """What one fellow says to another: forwarded unread by the conductor, opened by the other."""
         self._fellows.check(peer, message)
         mine = message.target == self.me
-        self._traffic.out.append(Open(message, payload) if mine else Send(message.target, message, payload))
+        self._out.append(Open(message, payload) if mine else Send(message.target, message, payload))
 
     def _governed(self, peer: str, message: Hello | Welcome | Turn | Report | Saved | Bye) -> None:
         match message:
             case Turn():
-                self._turn(peer, message)
+                self._works.turn(peer, message)
             case Report():
-                self._report(peer, message)
+                self._works.report(peer, message)
             case Saved():
-                self._peer_saved(peer, message)
+                self._take_back(self._works.peer_saved(peer, message, self.peers))
             case Hello():
                 self._hello(peer, message)
             case Welcome():
@@ -255,7 +246,7 @@ class Session:
         if self.conducts and peer not in self._waiting:
             self._joining.joined(peer, hello)
             if self._closing and self._welcomed is not None:
-                self._send(peer, self._joining.again(peer, self._welcomed, self._saving.held))
+                self._send(peer, self._joining.again(peer, self._welcomed, self._works.saving.held))
                 self._send(peer, Bye())
 
     def _welcome(self, peer: str, welcome: Welcome) -> None:
@@ -272,100 +263,18 @@ class Session:
         self.start = Start(welcome.log, welcome.save, self._standing.until)
         own = own_save(welcome.log, self.me, welcome.save)
         if self.task == "train":
-            self._traffic.out.append(Restore(self.start, own, welcome.members))
-        self._agenda = agenda
-        self._welcomed, self._saving.held = welcome, welcome.save
+            self._out.append(Restore(self.start, own, welcome.members))
+        self._welcomed = welcome
         if not self._standing.lasting:
             self.joinable.clear()
-        self._open_movements()
-
-    def _turn(self, peer: str, turn: Turn) -> None:
-        self._save_passed()
-        opened = self._open_next()
-        if opened is None or opened.message() != turn:
-            raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
-        opened.granted = True
-        self._open_movements()
-        self._traffic.begin()
-
-    def _report(self, peer: str, report: Report) -> None:
-        turn = self._reports.received(peer, report)
-        if report.sums:
-            self._tell(turn, report.sums)
-        if self.conducts:
-            self._pass_on(turn, peer, report.sums)
-
-    def _pass_on(self, turn: OpenTurn, holder: str, sums: Mapping[str, Mapping[str, float]]) -> None:
-        """Conductor: tell the owners of rows what became of them."""
-        ready = self._reports.to_tell(turn, holder, sums)
-        for owner in sorted(ready, key=self._place.__getitem__):
-            self._send(owner, Report(turn.number, {owner: ready[owner]}))
+        self._works.begin(agenda, welcome.save)
 
     def _bye(self, peer: str) -> None:
         if not self.conducts:
-            if not self._idle or not self._saving.idle or self._next() is not None:
+            if not self._works.over:
                 raise RemoteProtocolError("early-bye", peer, "turns of our schedule are still open")
-            self._traffic.out.append(Finish())
+            self._out.append(Finish())
             self._send(peer, Bye())
-
-    # ------------------------------------------------------------------ turns
-
-    @property
-    def _idle(self) -> bool:
-        """Whether all is over that was begun here."""
-        return not self._traffic.turns and not self._reports.due and self._movements.idle
-
-    def _next(self) -> Numbered | None:
-        """The next work in which I take part, unless the one before must be complete first."""
-        if self._agenda is None or self._movements.blocked or self._saving.blocks:
-            return None
-        return self._agenda.peek(self.me)
-
-    def _open_movements(self) -> None:
-        """What moves is granted by nobody: it is open as soon as the schedule has come to it. Nor are saves."""
-        while (following := self._next()) is not None:
-            number, work = following
-            if isinstance(work, Train | Evaluate | Predict):
-                return
-            self._pop()
-            if isinstance(work, Save):
-                self._saving.reached = number, work
-            else:
-                self._movements.open(number, work)
-
-    def _go_on(self) -> None:
-        """What follows of itself: movements, a save once all before it is over, at the conductor the next turns."""
-        self._open_movements()
-        while self._saving.may_begin and self._idle:
-            self._traffic.out.append(self._saving.begin())
-            self._open_movements()
-        if self.conducts and self.begun:
-            self._grant()
-
-    def _open_next(self) -> OpenTurn | None:
-        """Go on in the schedule to the next turn in which I take part: its tickets may come now."""
-        following = self._next()
-        if self._agenda is None or following is None:
-            return None
-        number, work = following
-        if not isinstance(work, Train | Evaluate | Predict):
-            return None
-        self._pop()
-        turn = OpenTurn(number, work, self._agenda.course, self.plan.score_prefixes, self._window)
-        self._traffic.open(turn)
-        self._reports.expect(turn)
-        return turn
-
-    def _pop(self) -> None:
-        assert self._agenda is not None
-        self._agenda.pop(self.me)
-
-    def _proceed(self) -> None:
-        """Let what moves go on, and what waited for it."""
-        self._movements.proceed()
-        self._open_movements()
-        self._settle()
-        self._go_on()
 
     def _progress(self, *, patient: bool = True) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
@@ -379,7 +288,7 @@ class Session:
                 self.states[peer] = "running"
             self._begin(welcome, agenda)
         if self.begun:
-            self._go_on()
+            self._works.go_on()
         if not self._staying:
             self._end()
 
@@ -388,94 +297,47 @@ class Session:
         for peer in sorted(self._waiting):
             self._send(peer, Bye(reason="the run has ended without you"))
         if self.conducts:
-            self._traffic.out.append(Finish())
-        self._traffic.out.append(Done())
+            self._out.append(Finish())
+        self._out.append(Done())
 
-    def _grant(self) -> None:
-        """Conductor: grant the next turns, say goodbye after the last."""
-        while len(self._reports.due) < self._ahead and (turn := self._open_next()) is not None:
-            turn.granted = True
-            self._open_movements()
-            message = turn.message()
-            for peer in sorted(turn.unreported.keys() - {self.me}, key=self._place.__getitem__):
-                self._send(peer, message)
-            self._traffic.begin()
-        if self._idle and self._saving.idle and self._next() is None and not self._closing:
-            self._closing = True
-            if self._standing.lasting:
-                self._traffic.out.append(Finish(left=False))
-            for peer in self.peers:
-                self._send(peer, Bye())
-                self.states[peer] = "closing"
-
-    def _settle(self) -> None:
-        """Report the turns in which my part is done."""
-        while self._traffic.finished:
-            turn = self._traffic.finished.pop(0)
-            if turn.sums:
-                self._tell(turn, turn.sums)
-            if self.conducts:
-                self._reports.close(turn, self.me)
-                self._pass_on(turn, self.me, turn.sums)
-            else:
-                self._send(self.plan.conductor, Report(turn.number, turn.sums))
-            self._go_on()
-            self._traffic.begin()
-
-    # ------------------------------------------------------------------ saves
-
-    def _peer_saved(self, peer: str, message: Saved) -> None:
-        if self.conducts:
-            self._saving.told(peer, message.number)
-            self._saved()
-        else:
-            self._traffic.out.append(self._saving.hold(message.number, peer))
-
-    def _save_passed(self) -> None:
-        """The conductor has gone on from the last save, and so may I: it would not have said this before."""
-        if not self._saving.passed:
-            self._saving.passed = True
-            self._open_movements()
+    def _say_goodbye(self) -> None:
+        """Conductor: all is over. Write that down, since a new process of mine would have to know, then tell all."""
+        if not self.conducts or self._closing or not self._works.over:
+            return
+        self._closing = True
+        if self._standing.lasting:
+            self._out.append(Finish(left=False))
+        for peer in self.peers:
+            self._send(peer, Bye())
+            self.states[peer] = "closing"
 
     def _stored(self, event: Stored) -> None:
-        if self._saving.written(event.number):
-            self._saved()
-            self._progress()
+        self._take_back(self._works.stored(event.number, self.peers))
+        self._progress()
 
-    def _saved(self) -> None:
-        """A part of a save is written."""
-        pending = self._saving.pending
-        if pending is not None and not self.conducts:
-            self._send(self.plan.conductor, Saved(pending[0]))
-        elif pending is not None and self._saving.complete(self.peers):
-            held = self._saving.hold(pending[0])
-            self._traffic.out.append(held)
-            for peer in self.peers:
-                self._send(peer, Saved(held.number))
-            more = held.ends_round and held.round + 1 < self.plan.terms.training.rounds
-            if more and self._waiting and len(self.start.log) < LONGEST_LOG:
-                raise Interrupted(f"{', '.join(sorted(self._waiting))} came back, for the next round")
+    def _take_back(self, held: Commit | None) -> None:
+        """Conductor: once a save that ends a round holds, those who have come back take part in the next one."""
+        more = held is not None and held.ends_round and held.round + 1 < self.plan.terms.training.rounds
+        if more and self._waiting and len(self.start.log) < LONGEST_LOG:
+            raise Interrupted(f"{', '.join(sorted(self._waiting))} came back, for the next round")
 
     def _note(self, peer: str, state: str) -> None:
         self.states[peer] = state
         if state == "gone":
             self._staying.discard(peer)
 
-    def _tell(self, turn: OpenTurn, sums: dict[str, dict[str, float]]) -> None:
-        self._traffic.out.append(Tell(turn.number, turn.purpose, turn.work.round, sums))
-
     # ------------------------------------------------------------------ when things go wrong
 
-    def _send(self, peer: str, message: Hello | Welcome | Turn | Report | Saved | Bye | Refuse) -> None:
-        self._traffic.out.append(Send(peer, message))
+    def _send(self, peer: str, message: Hello | Welcome | Bye | Refuse) -> None:
+        self._out.append(Send(peer, message))
 
     def _refuse(self, error: RemoteProtocolError) -> None:
         """A peer that breaks a rule before it has a part in the run is sent away; of one that has, the run ends."""
         if error.peer in self.fellows:
-            self._traffic.out = []
+            self._out = []
             self._fail(error)
             return
-        self._traffic.out = [Send(error.peer, Refuse(error.rule, error.detail[:SENTENCE]))]
+        self._out = [Send(error.peer, Refuse(error.rule, error.detail[:SENTENCE]))]
         if not self._sent_away(error.peer, str(error)):
             del self.states[error.peer]
             self._fail(error)
@@ -495,7 +357,7 @@ class Session:
         if not self.conducts or (self.begun and peer not in self._waiting):
             return False
         self._forget(peer)
-        self._traffic.out.append(Drop(peer, reason))
+        self._out.append(Drop(peer, reason))
         return True
 
     def _forget(self, peer: str) -> None:
@@ -510,7 +372,7 @@ class Session:
         for peer, state in self.states.items():
             if state != "gone" and not isinstance(error, Interrupted):
                 self._send(peer, Bye(reason=error.told[:SENTENCE] or type(error).__name__))
-        self._traffic.out.append(Fail(error))
+        self._out.append(Fail(error))
 
     def _lost(self, event: Lost) -> None:
         peer, state = event.peer, self.states.get(event.peer)
@@ -531,7 +393,7 @@ class Session:
     def _tick(self, tick: Tick) -> None:
         if self.conducts and self.plan.terms.quorum != "all":
             self._check_deadlines(tick)
-        if tick.waited_s > self._patience_s():
+        if tick.waited_s > patience_s(self.limits, self._stage, self._standing, conducts=self.conducts):
             if self._closing and self._standing.lasting:
                 self._end()
                 return
@@ -542,18 +404,13 @@ class Session:
         if not self.begun and self._waiting and self._joining.missing(patient=False):
             raise Interrupted(f"{', '.join(sorted(self._waiting))} can take the place of those who are missing")
 
-    def _patience_s(self) -> float:
-        limits, again = self.limits, self._standing.again
-        if self._standing.over:
-            return limits.reconnect_timeout_s + limits.silence_timeout_s  # who lives has dialled again by then
-        if self._closing and self._standing.lasting:
-            return limits.rejoin_timeout_s
+    @property
+    def _stage(self) -> Stage:
         if not self.begun:
-            later_s = limits.rejoin_timeout_s if self.conducts else limits.turn_timeout_s
-            may_be_late = self._standing.lasting and not self.conducts
-            return later_s if again or may_be_late else limits.join_timeout_s
-        at_work = self.conducts or any(turn.under_way for turn in self._traffic.turns.values())
-        return limits.progress_timeout_s if at_work else limits.turn_timeout_s
+            return "joining"
+        if self._closing:
+            return "leaving"
+        return "at work" if self.conducts or self._works.under_way else "idle"
 
     def _check_deadlines(self, tick: Tick) -> None:
         """Conductor, where a quorum is enough: do without those that are lost, or slow, for too long."""
@@ -563,9 +420,7 @@ class Session:
                 self._progress(patient=False)
                 self._take_in_the_late()
             return
-        slow = self._reports.late(tick.passed_s, deadline_s)
-        if tick.waited_s > deadline_s and not slow:  # what moves after an open turn is not due yet
-            slow = self._movements.owing | self._saving.owing(self.peers)
+        slow = self._works.late(tick.passed_s, tick.waited_s, deadline_s, self.peers)
         if self._standing.lasting and slow and not self.plan.why_not_go_on_without([*self.start.log[-1].absent, *slow]):
             names = ", ".join(sorted(slow))
             raise Interrupted(f"{names} did not answer within {deadline_s:.0f} s: the others go on", without=slow)
@@ -574,28 +429,20 @@ class Session:
 
     def first_segment(self, owner: str) -> str | None:
         """The first of my segments that `owner`'s rows meet: on the way back the last to step."""
-        return next(iter(self._traffic.route(owner).segments), None)
+        return next(iter(self._works.traffic.route(owner).segments), None)
 
     def total_steps(self, owner: str) -> int:
         """Training steps on `owner`'s rows in the whole run."""
-        return self._agenda.course.total_steps(owner) if self._agenda else 0
+        return agenda.course.total_steps(owner) if (agenda := self._works.agenda) else 0
 
     def steps_behind(self, owner: str) -> int:
         """Of these, those that lay behind the save from which the run was taken up."""
-        return self._agenda.done.get(owner, 0) if self._agenda else 0
+        return agenda.done.get(owner, 0) if (agenda := self._works.agenda) else 0
 
     def waiting_for(self) -> str:
         """What this party is waiting for, for a person."""
         if not self.begun:
             missing = [peer for peer in self.peers if self.states.get(peer) != "joined"]
             return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
-        if self.conducts:
-            oldest = next(iter(self._reports.due.values()), None)
-            if oldest is None and not self._movements.idle:
-                return f"{self._movements.waiting_for()} to send what moves"
-            if oldest is None and self._saving.pending:
-                return f"{', '.join(sorted(self._saving.owing(self.peers))) or self.me} to write a save"
-            owing = oldest.unreported.keys() - {self.me} if oldest else set()
-            leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
-            return f"{', '.join(sorted(owing) or leaving)} to {'answer' if oldest else 'leave'}"
-        return f"{self.peers[0]} to answer" if self._traffic.turns else f"{self.peers[0]} to grant a turn"
+        leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
+        return self._works.waiting_for(self.peers) or f"{', '.join(leaving)} to leave"
