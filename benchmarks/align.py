@@ -11,10 +11,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from children import heard, started
 from cutlayer.data.ids import read_ids
 from cutlayer.keys import PublicKeys, load_credentials, load_sealer, make_demo_kit
 from cutlayer.keys.pairs import read_public_keys
@@ -84,32 +83,10 @@ def main() -> None:
 def measure(folder: Path, names: tuple[str, ...]) -> list[Cost]:
     """All parties at once; the first has the port."""
     with ExitStack() as stack:
-        first = stack.enter_context(party_process(folder, names, names[0], 0))
-        port = heard(first)
-        pipes = [stack.enter_context(party_process(folder, names, name, port)) for name in names[1:]]
-        return [heard(pipe) for pipe in (first, *pipes)]
-
-
-@contextmanager
-def party_process(folder: Path, names: tuple[str, ...], party: str, port: int) -> Iterator["Connection[Any, Any]"]:
-    spawning = get_context("spawn")
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=take_part, args=(folder, names, party, port, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        process.join(10)
-        process.kill()
-        process.join()
-
-
-def heard(pipe: "Connection[Any, Any]") -> Any:
-    if not pipe.poll(TIMEOUT_S):
-        raise TimeoutError(f"a party said nothing for {TIMEOUT_S:g} s")
-    return pipe.recv()
+        first = stack.enter_context(started({}, take_part, folder, names, names[0], 0))
+        port = heard(first, TIMEOUT_S)
+        pipes = [stack.enter_context(started({}, take_part, folder, names, name, port)) for name in names[1:]]
+        return [heard(pipe, TIMEOUT_S) for pipe in (first, *pipes)]
 
 
 def take_part(folder: Path, names: tuple[str, ...], party: str, port: int, pipe: "Connection[Any, Any]") -> None:

@@ -14,11 +14,11 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+from children import heard, started
 from emulated import EmulatedLink
 
 LOOPBACK = "127.0.0.1"
@@ -28,8 +28,6 @@ PIECE = 256 * 1024
 SMALLEST_STREAM, LARGEST_STREAM = 256 * 1024, 256 * 2**20
 ROUND_TRIPS = 200
 UPLOAD, DOWNLOAD, ECHO = b"u", b"d", b"e"
-
-spawning = get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +71,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="how long a stream of the asked rate takes")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    with answering() as port:
+    with started({}, answer) as pipe:
+        port = heard(pipe, START_TIMEOUT_S)
         direct = measure(port, Setting(), args.seconds)
         through = [(setting, measure_through(port, setting, args.seconds)) for setting in SETTINGS]
     if args.json:
@@ -84,24 +83,6 @@ def main() -> None:
 
 
 # ---------------------------------------------------------------------- the other end
-
-
-@contextmanager
-def answering() -> Iterator[int]:
-    """A process that answers, and its port. It does not outlive this block."""
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=answer, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(START_TIMEOUT_S):
-            raise TimeoutError(f"no port within {START_TIMEOUT_S:g} s")
-        yield ours.recv()
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
 
 
 def answer(pipe: Connection) -> None:

@@ -17,14 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from children import heard, started
 from copies import BATCH, SERVER, Crew, last_words, plan_of
 from cutlayer.errors import ChannelTimeout
 from cutlayer.keys import load_credentials, make_demo_kit
@@ -40,8 +40,6 @@ TIMEOUT_S = 300.0
 STAGES = 10
 WORD = b"here I am"
 WANTED = 0.9
-
-spawning = get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,16 +130,16 @@ def compare(keys: Path, args: argparse.Namespace) -> Iterator[tuple[Served, Serv
 def served(keys: Path, clients: tuple[str, ...], steps: int, warm: int, processes: int) -> Served:
     """One run, in processes of its own. Times are those after the first `warm` steps."""
     with ExitStack() as stack:
-        server = stack.enter_context(started(serve, keys, clients, steps, warm))
-        port = heard(server)
+        server = stack.enter_context(started({}, serve, keys, clients, steps, warm))
+        port = heard(server, TIMEOUT_S)
         groups = [clients[first::processes] for first in range(processes)]
         pipes = [
-            stack.enter_context(started(take_turns, keys, clients, group, steps, warm // processes, port))
+            stack.enter_context(started({}, take_turns, keys, clients, group, steps, warm // processes, port))
             for group in groups
         ]
-        found = heard(server)
+        found = heard(server, TIMEOUT_S)
         assert isinstance(found, Served)
-        done, cpu_ms = zip(*map(heard, pipes), strict=True)
+        done, cpu_ms = zip(*(heard(pipe, TIMEOUT_S) for pipe in pipes), strict=True)
     return replace(found, lost=found.lost + steps - sum(done), clients_cpu_ms=statistics.fmean(cpu_ms))
 
 
@@ -220,12 +218,14 @@ def take_turns(
 def reconnect(keys: Path, times: int) -> list[dict[str, Any]]:
     """What server and client hold, at the beginning and after each tenth of the links."""
     make_demo_kit(keys, ("client", SERVER))
-    with started(echo, keys) as server, started(come_and_go, keys, heard(server), times) as client:
+    with started({}, echo, keys) as server, started({}, come_and_go, keys, heard(server, TIMEOUT_S), times) as client:
         stages = []
         for _ in range(STAGES + 1):
-            links, seconds, held = heard(client)
+            links, seconds, held = heard(client, TIMEOUT_S)
             server.send("held?")
-            stages.append({"links": links, "seconds": seconds, "server": asdict(heard(server)), "client": asdict(held)})
+            stages.append(
+                {"links": links, "seconds": seconds, "server": asdict(heard(server, TIMEOUT_S)), "client": asdict(held)}
+            )
         return stages
 
 
@@ -261,31 +261,6 @@ def come_and_go(keys: Path, port: int, times: int, pipe: Connection) -> None:
 
 
 # ---------------------------------------------------------------------- processes
-
-
-@contextmanager
-def started(work: Callable[..., None], *args: object) -> Iterator[Connection]:
-    """A process that does `work(*args, pipe)`, and our end of the pipe. It does not outlive this block."""
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=work, args=(*args, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        ours.close()
-
-
-def heard(pipe: Connection) -> Any:
-    try:
-        if not pipe.poll(TIMEOUT_S):
-            sys.exit(f"no result within {TIMEOUT_S:g} s")
-        return pipe.recv()
-    except EOFError:
-        sys.exit("a process of the benchmark failed: its own words are above")
 
 
 def refuse_torch() -> None:

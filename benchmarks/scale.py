@@ -10,13 +10,10 @@ with one thread. W1 is trained on MNIST where `--mnist FILE.npz` names it, else 
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from children import ONE_THREAD, heard, started
 from cutlayer import simulate
 from cutlayer.observe.facts import Fact, Spent
 from cutlayer.party.memory import keep_freed_memory
@@ -93,25 +91,8 @@ def line(row: Row) -> str:
 
 def measured(workload: str, schedule: str, clients: int, rounds: int, mnist: str) -> Row:
     """One row, measured in a process of its own."""
-    spawning = get_context("spawn")
-    ours, theirs = spawning.Pipe()
-    before = dict(os.environ)
-    os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
-    process = spawning.Process(target=measure, args=(workload, schedule, clients, rounds, mnist, theirs), daemon=True)
-    process.start()
-    os.environ.clear()
-    os.environ.update(before)
-    theirs.close()
-    try:
-        if not ours.poll(TIMEOUT_S):
-            sys.exit(f"no result within {TIMEOUT_S:g} s")
-        row = ours.recv()
-    except EOFError:
-        sys.exit("a process of the benchmark failed: its own words are above")
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
+    with started(ONE_THREAD, measure, workload, schedule, clients, rounds, mnist) as pipe:
+        row = heard(pipe, TIMEOUT_S)
     assert isinstance(row, Row)
     return row
 

@@ -15,10 +15,9 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from children import ONE_THREAD, heard, started
 from cutlayer.keys import make_demo_kit
 from worker import SERVER, WARM_UP, Record, take_part, train_uncut
 from workloads import WORKLOADS
@@ -36,14 +36,11 @@ MALLOC_TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
 }
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 START_TIMEOUT_S = 120.0
 WEIGHTS = "weights.safetensors"
 RESAMPLES = 10_000
 SAME_WEIGHTS = 1e-3
 """More than rounding in float32 makes of the longest workload, far less than one wrong step."""
-
-spawning = get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,37 +130,6 @@ def split_run(
         for party in WORKLOADS[workload].clients:
             pipes[party].send(port)
         return {party: record(pipe, timeout_s) for party, pipe in pipes.items()}
-
-
-@contextmanager
-def started(environment: Mapping[str, str], work: Callable[..., None], *args: object) -> Iterator[Connection]:
-    """A process that does `work(*args, pipe)`, and our end of the pipe. It does not outlive this block."""
-    ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=work, args=(*args, theirs), daemon=True)
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        process.start()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        process.kill()
-        process.join()
-        ours.close()
-
-
-def heard(pipe: Connection, timeout_s: float) -> Any:
-    """What the process at the other end says next."""
-    if not pipe.poll(timeout_s):
-        sys.exit(f"a process of the benchmark said nothing for {timeout_s:g} s: see --timeout")
-    try:
-        return pipe.recv()
-    except EOFError:
-        sys.exit("a process of the benchmark failed: its own words are above")
 
 
 def record(pipe: Connection, timeout_s: float) -> Record:

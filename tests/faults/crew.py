@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.keys import make_demo_kit
-from cutlayer.keys.pairs import read_public_keys
 from faults.faults import Fault
 from faults.member import Errand, Told, work
-from processes.crew import Job
+from processes.crew import Job, pinned
 
 DEADLINE_S = 100.0
 """A run that has not ended by then hangs."""
@@ -117,12 +116,7 @@ class Crew:
 
     def pinned(self, job: Job) -> Job:
         """The job with the signing and sealing keys of this crew in its plan."""
-        parties = {
-            name: replace(terms, signing_key=keys.signing, sealing_key=keys.sealing)
-            for name, terms in job.terms.parties.items()
-            for keys in [read_public_keys(self._keys / f"{name}.pub", name)]
-        }
-        return replace(job, terms=replace(job.terms, parties=parties))
+        return pinned(job, self._keys)
 
     def run(
         self,

@@ -1,11 +1,11 @@
 """Where a quorum is enough: the run goes on without a client that is lost, to the bits of a simulation that replays who
 was there."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cutlayer.plan.limits import Limits
 from cutlayer.plan.membership import NEVER as BEGINNING
 from cutlayer.protocol.events import Connected, Received, Send
 from cutlayer.protocol.messages import VERSION, Hello, Rows, Welcome
@@ -13,26 +13,18 @@ from cutlayer.protocol.resuming import Standing
 from cutlayer.protocol.session import Session
 from faults.crew import NEVER, Crew, Outcome
 from faults.faults import Fault, kill, stop
-from faults.jobs import MORE_JOBS, differences, job_of, simulated
+from faults.jobs import LIMITS, MORE_JOBS, differences, job_of, simulated
 from processes.crew import Job
 from protocol.plans import LAB, A, B, make_plan
 
-LIMITS = Limits(
-    join_timeout_s=60,
-    silence_timeout_s=1.5,
-    reconnect_timeout_s=1,
-    rejoin_timeout_s=12,
-    progress_timeout_s=30,
-    turn_timeout_s=60,
-    deadline_s=4,
-)
+PROMPT = replace(LIMITS, silence_timeout_s=1.5, reconnect_timeout_s=1, rejoin_timeout_s=12, deadline_s=4)
 PAUSE_S = 0.1
 QUORUM: dict[str, dict[str, Any]] = {name: {"quorum": 2} for name in ("alternating", "splitfed_v1", "splitfed_v2")}
 QUORUM |= {name: {"quorum": 2} for name in ("splitfed_v3", "parallel")} | {"vertical": {"quorum": 1}}
 
 
 def job(crew: Crew, name: str, rounds: int) -> Job:
-    return job_of(name, crew, MORE_JOBS, rounds, limits=LIMITS, **QUORUM[name])
+    return job_of(name, crew, MORE_JOBS, rounds, limits=PROMPT, **QUORUM[name])
 
 
 def run(crew: Crew, name: str, *faults: Fault, rounds: int = 3, back_after_s: float = 0.0) -> Outcome:

@@ -71,12 +71,7 @@ class Crew:
 
     def pinned(self, job: Job) -> Job:
         """The job with the signing and sealing keys of this crew in its plan."""
-        parties = {
-            name: replace(terms, signing_key=keys.signing, sealing_key=keys.sealing)
-            for name, terms in job.terms.parties.items()
-            for keys in [read_public_keys(self._folder / f"{name}.pub", name)]
-        }
-        return replace(job, terms=replace(job.terms, parties=parties))
+        return pinned(job, self._folder)
 
     def run(self, job: Job) -> dict[str, Answer]:
         """Run the job at all its parties; the server first, since it has the port."""
@@ -110,6 +105,16 @@ class Crew:
                 process.kill()
                 process.join()
             process.close()
+
+
+def pinned(job: Job, keys: Path) -> Job:
+    """The job with the signing and sealing keys of a folder in its plan."""
+    parties = {
+        name: replace(terms, signing_key=public.signing, sealing_key=public.sealing)
+        for name, terms in job.terms.parties.items()
+        for public in [read_public_keys(keys / f"{name}.pub", name)]
+    }
+    return replace(job, terms=replace(job.terms, parties=parties))
 
 
 def _work(party: str, folder: Path, pipe: Connection) -> None:
