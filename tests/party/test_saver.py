@@ -15,13 +15,13 @@ from torch.utils.data import TensorDataset
 from cutlayer import Result, simulate
 from cutlayer.errors import RunError
 from cutlayer.model.state import ReplicaState
-from cutlayer.observe.facts import Fact, Progressed, Resumed, Saved
+from cutlayer.observe.facts import Fact, Noticed, Progressed, Resumed, Saved
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.checkpoint import Checkpoints
 from cutlayer.party.party import Party, Setting
 from cutlayer.party.replicas import Kept, Replicas
-from cutlayer.party.run import make_loader
+from cutlayer.party.run import Network, Saves, make_loader, run
 from cutlayer.party.saver import Saver
 from cutlayer.party.sealed import Unsealed
 from cutlayer.plan.membership import ALL, NEVER, Membership, Start
@@ -310,3 +310,24 @@ def test_each_party_keeps_its_own_scores_only_once(tmp_path: Path, shared: Path)
         entries: Sequence[Any] = crew.history(name)
         assert entries == whole("relay", shared).history(name)
         assert len({(each.turn, each.owner) for each in entries}) == len(entries)
+
+
+def test_a_person_hears_which_saves_were_refused_and_a_finished_run_gives_its_results(tmp_path: Path) -> None:
+    crew = Crew(agreed("alternating, rates by step"), tmp_path).run()
+    older = sorted((tmp_path / "server").glob("save-*.json"))[0]
+    older.write_bytes(older.read_bytes()[:-9])
+    facts: list[Fact] = []
+    outcome = run(
+        crew.agreement,
+        "server",
+        Network(credentials=None, insecure_plaintext_on_loopback=True),
+        secret=_secret(crew.agreement.plan.terms.seed, "server"),
+        observers=(facts.append,),
+        saves=Saves(place=tmp_path / "server"),
+    )
+    told = [fact.sentence for fact in facts if isinstance(fact, Noticed)]
+    assert [older.name in sentence and "refused" in sentence for sentence in told] == [True, False]
+    assert told[1] == "server's part of this run is over already"
+    assert outcome.meter.history == crew.history("server")
+    wanted = crew.parties["server"].weights()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in outcome.state().items())

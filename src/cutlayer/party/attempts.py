@@ -100,6 +100,12 @@ class Maker:
             party.take_up_last()
         return party
 
+    def tell_refusals(self) -> None:
+        """Say which saves were not taken, and why."""
+        for sentence in self.saver.refusals if self.saver else ():
+            for observer in self.observers:
+                observer(Noticed(party=self.name, sentence=f"a save is refused: {sentence}"))
+
     def finished(self) -> Party | None:
         """The party as the run left it, if its part is over already."""
         if self.saver is None or not self.saver.finished:
@@ -119,6 +125,7 @@ _dice = random.SystemRandom()
 
 def attempts(maker: Maker, network: Network, guard: Guard) -> Party:
     """Join the run, and again whenever it is interrupted; returns the party of the last attempt."""
+    maker.tell_refusals()
     left = maker.finished()
     if left is not None and maker.saver is not None and maker.plan.conductor == maker.name:
         maker.saver.close()

@@ -182,7 +182,10 @@ class Loop:
     def _cut_off(self, party: Party) -> None:
         """End the links of those who are revoked, at once."""
         for peer in [peer for peer in party.links if self._guard.denies(peer)]:
-            party.links.pop(peer).close()
+            link = party.links.pop(peer)
+            if self._listener is not None:
+                self._listener.cut_off(peer, f"{self._name} has revoked {peer}")
+            link.close()
             party.feed(Broke(self._guard.revoked(peer, party.session.start.log[-1].absent)))
 
     # ------------------------------------------------------------------ threads

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -59,6 +59,11 @@ class Saver:
         """Whether this party's part of the run is over already; a conductor's once all have left, too."""
         note = self._checkpoints.read_note(FINISHED)
         return note is not None and bool(note["left"])
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """A sentence for each save that was there and is none of this run's, or damaged: its file, and why."""
+        return self._checkpoints.refusals
 
     @property
     def newest(self) -> int:
@@ -153,11 +158,11 @@ class Saver:
         ]
         body = self._body | {
             "round": store.round,
-            "scored": [asdict(score) for score in self._scored],
+            "scored": list(self._scored),
             "bases": bases,
             "rests": rests,
         }
-        self._writer.submit(self._write, store, msgspec.to_builtins(body), objects.found, done)
+        self._writer.submit(self._write, store, body, objects.found, done)
 
     def _write(
         self,
@@ -167,7 +172,7 @@ class Saver:
         done: Callable[[int, CutlayerError | None], None],
     ) -> None:
         try:
-            self._checkpoints.write(store.number, body, objects, milestone=store.ends_round)
+            self._checkpoints.write(store.number, msgspec.to_builtins(body), objects, milestone=store.ends_round)
         except CutlayerError as error:
             done(store.number, error)
         else:
