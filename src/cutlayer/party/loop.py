@@ -12,6 +12,7 @@ from cutlayer.errors import ChannelError, ChannelTimeout, CutlayerError, Interru
 from cutlayer.observe.facts import Noticed, Spent
 from cutlayer.party.guard import Guard
 from cutlayer.party.party import Party
+from cutlayer.party.room import Room
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.events import Broke, Event, Lost, Tick
 from cutlayer.protocol.route import largest_body_bytes
@@ -22,10 +23,10 @@ from cutlayer.transport.listener import Listener, Refusal
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
-    """A channel, and how many more of its frames may lie in the inbox."""
+    """A channel, and the room that its frames have in the inbox."""
 
     channel: Channel
-    room: threading.Semaphore
+    room: Room
 
 
 class StoppedByHandError(RunError):
@@ -143,7 +144,8 @@ class Loop:
             now = time.monotonic()
             if item is not None:
                 party.tell(Spent(party=self._name, on="wait", seconds=time.perf_counter() - start))
-                if self._handle(party, item):
+                begun = party.session.begun
+                if self._handle(party, item) or party.session.begun != begun:
                     heard = now
             if now - ticked >= TICK_S and not party.over:
                 passed_s = min(now - ticked, LONGEST_TICK_S)
@@ -153,7 +155,10 @@ class Loop:
                 self._cut_off(party)
 
     def _handle(self, party: Party, item: Item) -> bool:
-        """Whether a peer was heard."""
+        """Whether that is life: a frame of a peer at work, or, for who does not conduct, that it reached the conductor.
+
+        In the lobby nothing is, at the conductor: who comes and goes there must not hold up the others.
+        """
         if isinstance(item, Noticed):
             party.tell(item)
             return False
@@ -161,23 +166,25 @@ class Loop:
             party.feed(item)
             return False
         if isinstance(item, tuple):
-            self._arrived(party, *item)
-        else:
-            link = Link(item, threading.Semaphore(self._plan.terms.limits.queued_frames))
-            party.connect(item)
-            self._start(lambda: self._read(link))
-        return True
+            return self._arrived(party, *item)
+        limits = self._plan.terms.limits
+        link = Link(item, Room(limits.queued_frames, limits.queued_bytes))
+        party.connect(item)
+        self._start(lambda: self._read(link))
+        return not party.session.conducts
 
-    def _arrived(self, party: Party, link: Link, arrived: Frame | Exception) -> None:
+    def _arrived(self, party: Party, link: Link, arrived: Frame | Exception) -> bool:
         peer = link.channel.peer
-        if party.links.get(peer) is not link.channel:
-            link.room.release()  # whoever reads it must come to its end
-            return  # a newer link has taken its place, the session dropped it, or it was an earlier party's
+        current = party.links.get(peer) is link.channel  # or the session dropped it, or it was an earlier party's
+        at_work = current and party.session.states.get(peer) == "running"
         if isinstance(arrived, Exception):
-            party.feed(Lost(peer, str(arrived)))
-        else:
+            if current:
+                party.feed(Lost(peer, str(arrived)))
+            return False
+        if current:
             party.deliver(peer, arrived)
-            link.room.release()
+        link.room.leave(arrived.nbytes)  # also of an old link: whoever reads it must come to its end
+        return at_work
 
     def _cut_off(self, party: Party) -> None:
         """End the links of those who are revoked, at once."""
@@ -200,8 +207,11 @@ class Loop:
         """Frames of one link go into the inbox, so many at a time: a full inbox holds the peer."""
         try:
             while not self._closing.is_set():
-                if link.room.acquire(timeout=TICK_S):
-                    self._inbox.put((link, link.channel.receive(self._limit_bytes)))
+                if link.room.wait(TICK_S):
+                    frame = link.channel.receive(self._limit_bytes)
+                    link.room.enter(frame.nbytes)
+                    self._inbox.put((link, frame))
+                    del frame  # not to be kept while the next one is waited for
         except Exception as error:  # whatever it was, the party must hear that nothing more will come
             self._inbox.put((link, error))
 
