@@ -3,6 +3,7 @@
 CutlayerError
 ├── PlanError            the plan, or what a person wrote beside it; lists all faults at once
 ├── CutError             the model cannot be cut there
+├── CodecError           a tensor that a codec cannot carry, or a payload that is none of its own
 ├── DataError            a party's rows
 ├── CredentialError      keys, certificates, who may speak
 ├── ProtocolError        a message that breaks a rule
@@ -43,6 +44,10 @@ class PlanError(CutlayerError):
 
 class CutError(CutlayerError):
     """The model cannot be cut there; the message says what to do."""
+
+
+class CodecError(CutlayerError):
+    """A tensor that a codec cannot carry, or a payload that it would not have made; the message names the codec."""
 
 
 class DataError(CutlayerError):
