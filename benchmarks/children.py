@@ -11,13 +11,22 @@ from typing import Any
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 _spawning = get_context("spawn")
+_forking = get_context("forkserver")
+_forking.set_forkserver_preload(["cutlayer.party.run", "torch._dynamo"])  # what tracing a model imports, too
 
 
 @contextmanager
-def started(environment: Mapping[str, str], work: Callable[..., None], *args: object) -> Iterator[Connection]:
-    """A process that does `work(*args, pipe)`, and our end of the pipe. It does not outlive this block."""
-    ours, theirs = _spawning.Pipe()
-    process = _spawning.Process(target=work, args=(*args, theirs), daemon=True)
+def started(
+    environment: Mapping[str, str], work: Callable[..., None], *args: object, one_of_many: bool = False
+) -> Iterator[Connection]:
+    """A process that does `work(*args, pipe)`, and our end of the pipe. It does not outlive this block.
+
+    `one_of_many`: it is forked from a process that has imported torch and has the environment of the first of them, so
+    that many start soon and share what they only read.
+    """
+    context = _forking if one_of_many else _spawning
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(*args, theirs), daemon=True)
     before = dict(os.environ)
     os.environ.update(environment)
     try:

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from cutlayer.model.cut import cut
+from cutlayer.studies.flops import operations
 
 ROWS = 50_000
 CLIENTS = (100, 500)
@@ -87,21 +87,17 @@ def counts(clients: Sequence[int], width: int = WIDTH) -> list[Count]:
         Count(
             clients=number,
             counted=counted,
-            uncut=operations(model, ROWS // number, backward=counted != "forward"),
-            split=operations(bottom, ROWS // number, backward=counted != "forward"),
+            uncut=operations(model, images(ROWS // number), backward=counted != "forward"),
+            split=operations(bottom, images(ROWS // number), backward=counted != "forward"),
         )
         for counted in EXPECTED
         for number in clients
     ]
 
 
-def operations(part: nn.Module, rows: int, *, backward: bool) -> int:
-    """Of so many rows. Nobody asks for the gradient of the images, so the first convolution computes none."""
-    with FlopCounterMode(display=False) as counter:
-        out = part(torch.empty(rows, 3, 32, 32, device="meta"))
-        if backward:
-            out.backward(torch.empty_like(out))
-    return int(counter.get_total_flops())
+def images(rows: int) -> list[Tensor]:
+    """Nobody asks for the gradient of the images, so the first convolution computes none."""
+    return [torch.empty(rows, 3, 32, 32, device="meta")]
 
 
 def summary(clients: Sequence[int]) -> dict[str, Any]:

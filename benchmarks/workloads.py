@@ -1,4 +1,4 @@
-"""Fixed workloads on which every speed figure of the project is taken.
+"""Fixed workloads on which every speed figure of the project is taken, and in which settings.
 
 W1  small cut, client-heavy:  28x28 images, two conv blocks | 64x7x7 float32 (784 KiB a batch of 64) | two linear layers
 W2  latency-bound:            64 columns, two towers of 32 | 64 float32 (64 KiB a batch of 256) | two linear layers
@@ -11,16 +11,25 @@ millisecond uncut.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from cutlayer.model.parts import Parts
+from cutlayer.plan.course import TRIES
+from cutlayer.plan.schedule import STEPS_TRIED
+from cutlayer.plan.terms import Method
+from cutlayer.studies.codecs import stage
 
 LR = 0.05
 MODEL_SEED = 1
 CUT = "0"
 """Every model is a Sequential of two: what the client runs, and what the server runs."""
+WARM_UP = 5
+TRIAL_STEPS = (1 + 2 * len(TRIES)) * STEPS_TRIED
+"""So many steps try numbers of micro-batches, where the conductor is to decide on one."""
+LOSSLESS = {"raw", "zstd", "lz4"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,10 +51,15 @@ class Workload:
         bottom, top = self.parts()
         return nn.Sequential(bottom, top) if len(self.clients) == 1 else Towers(bottom, top)
 
-    def epochs(self, steps: int) -> tuple[Tensor, Tensor, int]:
-        """The rows of as many batches as `steps` need, or of an epoch if that is less; how many epochs make `steps`."""
+    def epochs(self, steps: int, shares: int = 1) -> tuple[Tensor, Tensor, int]:
+        """The rows of as many batches as `steps` need, or of an epoch if that is less; how many epochs make `steps`.
+
+        They can be parted into `shares` of as many whole batches each. Raises `ValueError` if there are too few.
+        """
         x, y = self.rows()
-        per_epoch = min(steps, len(x) // self.batch)
+        per_epoch = min(max(steps, shares), len(x) // self.batch) // shares * shares
+        if not per_epoch:
+            raise ValueError(f"{self.name} has {len(x) // self.batch} batches, too few for {shares} clients")
         used = per_epoch * self.batch
         return x[:used], y[:used], -(-steps // per_epoch)
 
@@ -132,3 +146,68 @@ WORKLOADS = {
         Workload(name="W3", parts=w3, rows=lambda: images(512, 3, 32), loss="cross_entropy", batch=64, steps=56),
     )
 }  # fmt: skip
+
+
+# ---------------------------------------------------------------------- how a run goes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """How a split run differs from the plainest one. `codec` as in `topk(share=0.1)+zstd`, on all cuts both ways."""
+
+    micro_batches: int | Literal["auto"] = 1
+    codec: str = ""
+    staleness: int = 0
+    cached_steps: int = 0
+    clients: int = 1
+    """With several each has its share of the rows, and a bottom of its own."""
+    rate_mbit: float = 0.0
+    delay_ms: float = 0.0
+    """Of one way. Without rate and delay nothing stands between the parties but loopback."""
+    warm_up: int = WARM_UP
+    save_every: int = 0
+
+    @property
+    def stages(self) -> tuple[Method, ...]:
+        return tuple(stage(part) for part in self.codec.split("+")) if self.codec else ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weights come out as the uncut model's, but for rounding."""
+        lossless = all(method.name in LOSSLESS for method in self.stages)
+        return lossless and self.clients == 1 and not self.staleness and not self.cached_steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What all processes of a comparison do. Each makes the rows anew."""
+
+    workload: Workload
+    x: Tensor
+    y: Tensor
+    epochs: int
+    warm_up: int
+    """So many steps are left out: until all is warm, every client has had its turn, and the trials are over."""
+
+    @classmethod
+    def of(cls, name: str, steps: int, setting: Setting) -> "Job":
+        """Raises `ValueError` if there are too few rows."""
+        workload, trial = WORKLOADS[name], TRIAL_STEPS if setting.micro_batches == "auto" else 0
+        x, y, epochs = workload.epochs(steps + trial, setting.clients)
+        turns = len(x) // workload.batch if setting.clients > 1 else 0
+        return cls(
+            workload=workload,
+            x=x,
+            y=y,
+            epochs=max(epochs, 2) if setting.clients > 1 else epochs,
+            warm_up=max(setting.warm_up, turns) + trial,
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * len(self.x) // self.workload.batch
+
+
+def clients_of(workload: Workload, setting: Setting) -> tuple[str, ...]:
+    several = tuple(f"client-{number:02}" for number in range(setting.clients))
+    return workload.clients if setting.clients == 1 else several

@@ -13,7 +13,6 @@ import learning  # noqa: E402
 
 MNIST = ROOT.parent / "shared" / "data" / "mnist.npz"
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(not MNIST.is_file(), reason="MNIST is not beside the repository"),
 ]
@@ -26,7 +25,10 @@ def data() -> Data:
     return learning.dealt(rows, "iid", 1.0), test
 
 
-@pytest.mark.parametrize("schedule", learning.ROUNDS)
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param(name, marks=pytest.mark.slow if name == "relay" else pytest.mark.long) for name in learning.ROUNDS],
+)
 def test_a_schedule_reaches_97_percent_on_mnist_with_ten_clients(schedule: str, data: Data) -> None:
     clients, test = data
     score = learning.score(schedule, "iid", clients, test)

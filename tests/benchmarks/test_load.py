@@ -10,7 +10,7 @@ import pytest
 
 LOAD = Path(__file__).parents[2] / "benchmarks" / "load.py"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def loaded(*options: str) -> Any:

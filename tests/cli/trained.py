@@ -19,10 +19,10 @@ from cutlayer.party.saved import read_encoding
 
 ROWS, FRESH = 60, 21
 """Fresh rows are more than one mini-batch, and no multiple of it."""
-LIMITS = "[limits]\njoin_timeout_s = 12\n"
+LIMITS = "[limits]\njoin_timeout_s = 60\n"
 BANKS = """
 name = "banks"
-format = 3
+format = 4
 topology = "{topology}"
 schedule = "joint"
 labels = "{labels}"
@@ -78,7 +78,7 @@ B_COLUMNS = BANK_B.splitlines(keepends=True)[-2:]
 LABEL = 'label = "bad"\nclasses = ["no", "yes"]\n'
 HOSPITALS = """
 name = "hospitals"
-format = 3
+format = 4
 topology = "u_shaped"
 schedule = "alternating"
 [training]

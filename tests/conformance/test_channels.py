@@ -17,6 +17,7 @@ from cutlayer.plan.limits import Limits
 from cutlayer.protocol.messages import Ping
 from cutlayer.protocol.wire import PRELUDE_BYTES, Frame, encode
 from cutlayer.transport import Channel, Listener, dial, pair
+from cutlayer.transport.flight import FlightListener, dial_flight
 
 MIB = 2**20
 QUICK = Limits(silence_timeout_s=0.5, send_timeout_s=0.5, handshake_timeout_s=5.0)
@@ -31,25 +32,26 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo_kit(tmp_path_factory.mktemp("keys"), ["lab", "hospital-a"])
 
 
-@pytest.fixture(params=["memory", "lanes"])
+@pytest.fixture(params=["memory", "lanes", "flight"])
 def connect(request: pytest.FixtureRequest, kit: Path) -> Iterator[Connect]:
     """Makes links of hospital-a and lab: (hospital-a's end, lab's end)."""
-    opened: list[Channel | Listener] = []
+    opened: list[Channel | Listener | FlightListener] = []
 
     def in_memory(limits: Limits) -> Link:
         return pair("hospital-a", "lab", limits, queue_bytes=4 * MIB)
 
-    def over_lanes(limits: Limits) -> Link:
-        listener = Listener(
+    def over_network(limits: Limits) -> Link:
+        listen, call = (FlightListener, dial_flight) if request.param == "flight" else (Listener, dial)
+        listener = listen(
             ("127.0.0.1", 0), load_credentials(kit, "lab"), party="lab", allowed=["hospital-a"], limits=limits
         )
         opened.append(listener)
         address = ("127.0.0.1", listener.port)
-        client = dial(address, load_credentials(kit, "hospital-a"), party="hospital-a", peer="lab", limits=limits)
+        client = call(address, load_credentials(kit, "hospital-a"), party="hospital-a", peer="lab", limits=limits)
         return client, listener.accept(5.0)
 
     def make(limits: Limits) -> Link:
-        link = in_memory(limits) if request.param == "memory" else over_lanes(limits)
+        link = in_memory(limits) if request.param == "memory" else over_network(limits)
         opened.extend(link)
         return link
 

@@ -1,6 +1,7 @@
 """A plan run over the network, by processes and mTLS, gives the bits of its simulation, and so of the uncut model."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle, islice
 
 import pytest
@@ -88,6 +89,11 @@ def test_u_shaped_over_lanes_gives_the_bits_of_the_simulation(crew: Crew, name: 
 def test_micro_batches_over_lanes_give_the_bits_of_the_simulation(crew: Crew) -> None:
     assert_network_equals_simulation(crew, job("mlp", ("3",), "adamw", micro=3))
     assert_network_equals_simulation(crew, job("mlp", ("0", "4"), "sgd", micro=3))
+
+
+def test_training_over_flight_gives_the_bits_of_the_simulation(crew: Crew) -> None:
+    over_flight = replace(job("mlp", ("3",), "adamw", micro=3), transport="flight")
+    assert_network_equals_simulation(crew, crew.pinned(over_flight))
 
 
 @pytest.mark.slow

@@ -248,9 +248,11 @@ def test_terms_go_together(number: int) -> None:
     check(variant, topology, setup, told=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(100, 400, 50))
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "start", [pytest.param(at, marks=pytest.mark.long if at > 100 else pytest.mark.slow) for at in range(100, 400, 25)]
+)
 def test_many_terms_go_together(start: int) -> None:
-    for number in range(start, start + 50):
+    for number in range(start, start + 25):
         variant, topology, setup = drawn(number)
         check(variant, topology, setup, told=False)

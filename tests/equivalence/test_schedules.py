@@ -91,9 +91,10 @@ AVERAGING = [name for name, variant in VARIANTS.items() if variant.averages]
 
 
 def sweep(names: str, *axes: Iterable[Any], share: int = 3) -> pytest.MarkDecorator:
-    """All combinations; one in `share` of them, spread over all axes, is in the fast tier."""
+    """All combinations; one in `share` of them, spread over all axes, is in the fast tier, another one in the slow."""
+    tiers = [[], [pytest.mark.slow], *([pytest.mark.long] for _ in range(2, share))]
     marked = [
-        pytest.param(*(value for _, value in combination), marks=[pytest.mark.slow] if spread % share else [])
+        pytest.param(*(value for _, value in combination), marks=tiers[spread % share])
         for combination in product(*map(enumerate, axes))
         for spread in [sum(at for at, _ in combination)]
     ]

@@ -86,7 +86,8 @@ def test_u_shaped_equals_the_uncut_model_at_some_pairs_of_cuts(name: str) -> Non
         assert_equals_uncut(CASES[name], places, recipe)
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CASES)
 def test_vanilla_equals_the_uncut_model_at_every_cut_under_every_optimizer(name: str, recipe: str) -> None:
@@ -94,7 +95,7 @@ def test_vanilla_equals_the_uncut_model_at_every_cut_under_every_optimizer(name:
         assert_equals_uncut(CASES[name], places, RECIPES[recipe])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CUT_TWICE)
 def test_u_shaped_equals_the_uncut_model_at_every_pair_of_cuts(name: str) -> None:

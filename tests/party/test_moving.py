@@ -67,9 +67,9 @@ def test_the_server_forwards_states_that_it_cannot_read(
     passed: list[bytes] = []
     send = MemoryChannel.send
 
-    def tapped(channel: MemoryChannel, frame: Frame) -> int:
+    def tapped(channel: MemoryChannel, frame: Frame, **how: bool) -> int:
         passed.append(b"".join(bytes(part) for part in frame.parts) if b"state" in frame.header else b"")
-        return send(channel, frame)
+        return send(channel, frame, **how)
 
     base = run(schedule)
     monkeypatch.setattr(MemoryChannel, "send", tapped)
@@ -91,13 +91,13 @@ def test_a_state_that_was_changed_on_its_way_ends_the_run(
 ) -> None:
     base, send = run(schedule), MemoryChannel.send
 
-    def changed(channel: MemoryChannel, frame: Frame) -> int:
+    def changed(channel: MemoryChannel, frame: Frame, **how: bool) -> int:
         message, _ = decode(Frame(frame.header, (memoryview(b"".join(frame.parts)),)))
         if type(message).__name__ == "State" and channel.peer == message.target:  # type: ignore[union-attr]
             body = bytearray(b"".join(frame.parts))
             body[SEAL_BYTES + 100] ^= 1
             frame = Frame(frame.header, (memoryview(bytes(body)),))
-        return send(channel, frame)
+        return send(channel, frame, **how)
 
     monkeypatch.setattr(MemoryChannel, "send", changed)
     with pytest.raises(CredentialError, match=r"is not what .* signed"):

@@ -25,7 +25,7 @@ from cutlayer.party.run import Network, Saves, make_loader, run
 from cutlayer.party.saver import Saver
 from cutlayer.party.sealed import Unsealed
 from cutlayer.plan.membership import ALL, NEVER, Membership, Start
-from cutlayer.plan.terms import SaveTerms
+from cutlayer.plan.terms import CodecTerms, Method, SaveTerms
 from cutlayer.protocol.events import Restore, Store
 from cutlayer.protocol.resuming import Standing
 from cutlayer.simulation.runs import _drive, _secret
@@ -52,6 +52,7 @@ def model() -> nn.Sequential:
 
 
 BY_STEP = {"name": "ExponentialLR", "gamma": 0.9, "every": "step"}
+TOP_K = (Method(name="topk", options={"share": 0.2}),)
 RUNS: dict[str, dict[str, Any]] = {
     "v1, optimizers kept, on disk": {"schedule": "splitfed_v1", "averaged_optimizer": "keep", "max_live": 1},
     "v1, optimizers averaged": {"schedule": "splitfed_v1", "averaged_optimizer": "average", "clients_per_round": 2},
@@ -64,6 +65,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "v3, anchored, personal": {"schedule": "splitfed_v3", "proximal": 0.1, "averaged_optimizer": "keep"},
     "alternating, rates by step": {"schedule": "alternating", "turn": "batch", "lr_schedule": BY_STEP},
     "relay": {"schedule": "relay", "lr_schedule": BY_STEP},
+    "feedback": {
+        "schedule": "alternating",
+        "codec": CodecTerms(forward=TOP_K, backward=TOP_K, forward_feedback="sample", backward_feedback="channel"),
+    },
+    "stale": {"schedule": "alternating", "staleness": 2},
 }
 
 

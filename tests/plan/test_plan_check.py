@@ -39,7 +39,7 @@ def optimizer(**options: Any) -> dict[str, Any]:
 
 
 FAULTY: dict[str, dict[str, Any]] = {
-    "format = 2: this cutlayer reads plans of format 3": {"format": 2},
+    "format = 2: this cutlayer reads plans of format 4": {"format": 2},
     "input.shape = [3, 0]: sizes of one row are at least 1 (without": {"input": InputTerms(shape=(3, 0))},
     "topology = 'vanila' is unknown: did you mean 'vanilla'?": {"topology": "vanila"},
     "topology = 'x' is unknown; known are decoupled, extended_vanilla, multi_hop, multi_task, own, semi_su": {
@@ -65,8 +65,12 @@ FAULTY: dict[str, dict[str, Any]] = {
     "training.held_out = 1.0: a part of each party's rows": training(held_out=1.0),
     "training.held_out = -0.1: a part of each party's rows": training(held_out=-0.1),
     "training.held_out = nan: a part of each party's rows": training(held_out=math.nan),
-    "training.micro_batches = 0: at least 1": training(micro_batches=0),
-    "training.micro_batches = 65: at least 1, at most limits.live_tickets (64)": training(micro_batches=65),
+    'training.micro_batches = 0: "auto", or at least 1': training(micro_batches=0),
+    'training.micro_batches = 65: "auto", or at least 1 and at most limits.live_tickets (64)': training(
+        micro_batches=65
+    ),
+    "training.in_flight = -1: 0 for all parts of a step": training(in_flight=-1),
+    "training.staleness = 64: at least 0, and below limits.live_tickets": training(staleness=64),
     'training.lr_schedule.every = \'week\': "round" or "step"': training(
         lr_schedule=Method(name="StepLR", options={"every": "week"})
     ),

@@ -65,7 +65,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "595577ad30368a36904bd9bfaf1c259ec750f41bccbbd7e7ac4ff3c1b29e0fe4"
+GOLDEN = "d958797c068fac8ca2b169e85aa193c3a2ae51aa4e2013b639873f36a1d0dd08"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

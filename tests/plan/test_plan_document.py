@@ -5,7 +5,7 @@ import pytest
 from cutlayer.errors import PlanError
 from cutlayer.plan.document import read_terms
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.terms import FORMAT, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
+from cutlayer.plan.terms import FORMAT, CodecTerms, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
 from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 SHORT = """
@@ -209,3 +209,23 @@ def test_what_is_no_toml_is_one_fault_with_its_place() -> None:
     (fault,) = faults_of("topology = \nschedule")
     assert fault.startswith("the plan is not valid TOML: ")
     assert "line 1" in fault
+
+
+def test_codecs_are_named_alone_or_in_chains_with_their_options() -> None:
+    text = (
+        SHORT
+        + """
+[[codec]]
+forward = "int8"
+backward = [{ name = "topk", share = 0.1 }, "zstd"]
+backward_feedback = "channel"
+"""
+    )
+    (codec,) = read_terms(text).codec
+    assert codec == CodecTerms(
+        forward=(Method(name="int8"),),
+        backward=(Method(name="topk", options={"share": 0.1}), Method(name="zstd")),
+        backward_feedback="channel",
+    )
+    with pytest.raises(PlanError, match=r"codec\.forward must be a name, or a table with a name"):
+        read_terms(SHORT + "\n[[codec]]\nforward = 8\n")

@@ -16,6 +16,7 @@ from cutlayer.keys import PublicKeys, load_credentials, load_sealer, make_demo_k
 from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed
 from cutlayer.party.agreement import Agreement, draft
+from cutlayer.party.network import Transport
 from cutlayer.party.run import Network, run
 from cutlayer.plan.terms import Terms
 from equivalence.longhand import SECRETS
@@ -32,6 +33,7 @@ class Job:
     terms: Terms
     rows: Mapping[str, int]
     held_out: int = 0
+    transport: Transport = "lanes"
 
     def agreement(self) -> Agreement:
         return draft(self.terms, self.network.model())
@@ -141,6 +143,7 @@ def _run(party: str, folder: Path, job: Job, port: int, pipe: Connection) -> Ans
         seals=load_sealer(folder, party, keys) if keys[party].signing else None,
         listen=("127.0.0.1", 0),
         connect=("127.0.0.1", port),
+        transport=job.transport,
     )
     try:
         outcome = run(

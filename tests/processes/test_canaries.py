@@ -29,7 +29,7 @@ from cutlayer.party.align import align_together
 from cutlayer.party.alignment import aligner
 from cutlayer.party.run import Network, run
 from cutlayer.protocol.messages import Forward, Sealed
-from cutlayer.protocol.wire import Frame, decode
+from cutlayer.protocol.wire import PRELUDE_BYTES, Frame, decode
 from cutlayer.simulation import simulate_plan
 from cutlayer.transport.link import Link
 from cutlayer.transport.memory import MemoryChannel
@@ -44,9 +44,9 @@ def tap(monkeypatch: pytest.MonkeyPatch) -> Tap:
     for channel in (MemoryChannel, Link):
         send = channel.send
 
-        def tapped(self: Any, frame: Frame, send: Any = send) -> int:
+        def tapped(self: Any, frame: Frame, send: Any = send, **how: bool) -> int:
             tap.heard(self.peer, frame)
-            return send(self, frame)  # type: ignore[no-any-return]
+            return send(self, frame, **how)  # type: ignore[no-any-return]
 
         monkeypatch.setattr(channel, "send", tapped)
     return tap
@@ -109,7 +109,8 @@ def test_nothing_leaves_when_the_model_is_used(tap: Tap, name: str, form: Form, 
 
 def received(data: bytes) -> Frame:
     header_bytes = int.from_bytes(data[4:8], "big")
-    return Frame(data[16 : 16 + header_bytes], (memoryview(data)[16 + header_bytes :],))
+    body_at = PRELUDE_BYTES + header_bytes
+    return Frame(data[PRELUDE_BYTES:body_at], (memoryview(data)[body_at:],))
 
 
 # ---------------------------------------------------------------------- when something goes wrong

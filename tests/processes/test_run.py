@@ -217,7 +217,7 @@ def test_a_party_with_another_plan_is_sent_away_and_the_others_wait_for_it(
 def test_strangers_and_a_second_process_of_a_party_do_not_disturb_the_run(
     start: Start, job: Path, tmp_path: Path
 ) -> None:
-    accepted(job, rounds=200, more="[saves]\nevery_rounds = 50\n")
+    accepted(job, rounds=60, more="[saves]\nevery_rounds = 50\n")
     here("keys", "demo", job / "plan.toml", "--keys", job / "forged")
     lab, port = lab_and_port(start)
     stranger = hospital(start, "hospital-a", port, "--keys", job / "forged")

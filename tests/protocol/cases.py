@@ -2,6 +2,8 @@
 
 import math
 
+from msgspec import structs
+
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.protocol.events import Run, Step, Tell
 from cutlayer.protocol.messages import VERSION, Backward, Bye, Forward, Report, Rows, Turn, Welcome
@@ -90,6 +92,8 @@ CASES = {
     "another dtype": at_lab("wrong-shape", forward(dtype="float32")),
     "no tensors": at_lab("wrong-shape", NO_ACTIVATION),
     "two tensors": at_lab("wrong-shape", TWO_TENSORS),
+    "encoded without a codec": at_lab("wrong-size", structs.replace(forward(), sizes=(96,))),
+    "a gradient encoded without a codec": at_client("wrong-size", structs.replace(backward(), sizes=(8,))),
     "a gradient of too many rows": at_client("wrong-shape", backward(rows=3)),
     "an answer instead of a gradient": at_client("wrong-shape", NO_TENSORS),
     "a gradient in evaluation": at_client(

@@ -16,6 +16,7 @@ from cutlayer.protocol.session import Session
 from protocol.joined import Wire
 from protocol.plans import CLIENTS, LAB, make_plan
 
+pytestmark = pytest.mark.alone
 BUDGET_S = 25e-6
 SLOW_MACHINE = 4
 FACTOR = 4.0

@@ -81,7 +81,7 @@ def assert_deaf(feed: Callable[..., list[Action]], peer: str) -> None:
         assert feed(event) == []
 
 
-OF_PAYLOADS = {"no-message", "not-finite"}
+OF_PAYLOADS = {"no-message", "not-finite", "wrong-payload"}
 """Rules about what a session never sees: bytes that are no message, and what is in tensors. The party enforces them."""
 
 

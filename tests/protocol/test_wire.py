@@ -284,6 +284,7 @@ def test_headers_are_small(message: Forward | Backward) -> None:
     assert len(encode(message).header) < 200
 
 
+@pytest.mark.alone
 def test_a_frame_costs_a_few_microseconds() -> None:
     message = Forward(TICKET, "bottom->top", (SHAPE,))
     payload = contents(message)

@@ -2,6 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from cutlayer.keys import load_credentials, make_demo_kit
 from cutlayer.plan.limits import Limits
 from cutlayer.transport import Listener
+from transport.ends import LIMITS, Connect, Ends, dial_lab
+from transport.relay import Relay
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +55,31 @@ def listen(kit: Path, limits: Limits) -> Iterator[Callable[..., Listener]]:
     for listener in listeners:
         listener.close()
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("cutlayer")] == []
+
+
+@pytest.fixture
+def connect(listen: Callable[..., Listener], kit: Path) -> Iterator[Connect]:
+    """Links of hospital-a to the lab, by way of a relay."""
+    with ExitStack() as opened:
+
+        def start(limits: Limits = LIMITS, **changes: float) -> Ends:
+            limits = replace(limits, **changes)  # type: ignore[arg-type]
+            listener = listen(limits=limits)
+            told: list[str] = []
+            heard: list[str] = []
+            listener.on_trouble = heard.append
+            relay = opened.enter_context(closing(Relay(listener.port)))
+            client = dial_lab(kit, relay.port, limits)
+            client.on_trouble = told.append
+            server = listener.accept(5.0)
+            for end in (client, server):
+                opened.enter_context(closing(end))
+            return Ends(client, server, relay, listener, told, heard)
+
+        yield start
+
+
+@pytest.fixture
+def helpers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as executor:
+        yield executor

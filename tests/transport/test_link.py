@@ -6,80 +6,22 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cutlayer.errors import ChannelClosed, ChannelTimeout
-from cutlayer.keys import load_credentials
-from cutlayer.plan.limits import Limits
 from cutlayer.protocol.wire import Frame
-from cutlayer.transport import Link, Listener, dial
+from cutlayer.transport import Link, Listener
 from cutlayer.transport.lanes import SendingLane
-from transport.relay import Relay
+from transport.ends import LIMITS, Connect, Ends, dial_lab, until
 
 Listen = Callable[..., Listener]
-LIMITS = Limits(silence_timeout_s=10.0, send_timeout_s=10.0, handshake_timeout_s=5.0, reconnect_timeout_s=10.0)
 MIB = 2**20
-
-
-@dataclass
-class Ends:
-    """A link by way of a relay: hospital-a's end and lab's, and what each was told of troubles."""
-
-    client: Link
-    server: Link
-    relay: Relay
-    listener: Listener
-    told: list[str]
-    heard: list[str]
-
-
-Connect = Callable[..., Ends]
-
-
-@pytest.fixture
-def connect(listen: Listen, kit: Path) -> Iterator[Connect]:
-    with ExitStack() as opened:
-
-        def start(limits: Limits = LIMITS, **changes: float) -> Ends:
-            limits = replace(limits, **changes)  # type: ignore[arg-type]
-            listener = listen(limits=limits)
-            told: list[str] = []
-            heard: list[str] = []
-            listener.on_trouble = heard.append
-            relay = opened.enter_context(closing(Relay(listener.port)))
-            client = dial_lab(kit, relay.port, limits)
-            client.on_trouble = told.append
-            server = listener.accept(5.0)
-            for end in (client, server):
-                opened.enter_context(closing(end))
-            return Ends(client, server, relay, listener, told, heard)
-
-        yield start
-
-
-@pytest.fixture
-def helpers() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as executor:
-        yield executor
-
-
-def dial_lab(kit: Path, port: int, limits: Limits) -> Link:
-    credentials = load_credentials(kit, "hospital-a")
-    return dial(("127.0.0.1", port), credentials, party="hospital-a", peer="lab", limits=limits)
-
-
-def until(holds: Callable[[], object], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def traffic(seed: int, count: int) -> list[Frame]:
@@ -451,7 +393,7 @@ def break_often(ends: Ends, helpers: ThreadPoolExecutor, times: int) -> tuple[in
     return threading.active_count(), descriptors()
 
 
-@pytest.mark.parametrize("times", [300, pytest.param(3000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("times", [300, pytest.param(3000, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
 def test_reconnecting_leaves_no_thread_and_no_descriptor_behind(
     connect: Connect, helpers: ThreadPoolExecutor, times: int
 ) -> None:

@@ -55,3 +55,16 @@ def test_without_heartbeats_an_idle_peer_is_a_frozen_one() -> None:
     with pytest.raises(ChannelTimeout, match=r"a was silent for 0\.2 s"):
         b.receive(0)
     assert time.monotonic() - started < 1.0
+
+
+def test_an_urgent_frame_passes_a_full_queue_in_its_place() -> None:
+    a, b = pair("a", "b", LIMITS, queue_bytes=1000)
+    a.send(Frame(b"full", (memoryview(bytes(900)),)))
+    a.send(Frame(b"urgent", (memoryview(bytes(900)),)), urgent=True)
+    for urgent in (False, True):
+        with pytest.raises(ChannelTimeout, match="b took nothing"):
+            a.send(Frame(b"x", (memoryview(bytes(300)),)), urgent=urgent)
+    assert [b.receive(1000).header for _ in range(2)] == [b"full", b"urgent"]
+    a.send(Frame(b"x", (memoryview(bytes(300)),)), wait=False)
+    a.send(Frame(b"y", (memoryview(bytes(800)),)), urgent=True)
+    assert [b.receive(1000).header for _ in range(2)] == [b"x", b"y"]

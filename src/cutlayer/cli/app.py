@@ -5,9 +5,11 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli import audit, keys, plan, project, running, using
+from cutlayer.cli.advise import advise
 from cutlayer.cli.align import align
 from cutlayer.cli.deal import deal
 from cutlayer.cli.demo import demo
+from cutlayer.cli.ping import ping
 
 app = typer.Typer(
     name="cutlayer",
@@ -17,12 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys.app, name="keys")
+plan.app.command()(advise)
 app.add_typer(plan.app, name="plan")
 app.add_typer(audit.app, name="audit")
 app.command()(demo)
 app.command(name="init")(project.init)
 app.command()(deal)
 app.command()(align)
+app.command()(ping)
 app.command()(plan.accept)
 app.command()(running.run)
 app.command()(running.simulate)

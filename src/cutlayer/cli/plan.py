@@ -10,10 +10,11 @@ from rich.table import Table
 from cutlayer.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from cutlayer.plan.plan import Plan
     from cutlayer.plan.terms import Training
+    from cutlayer.studies.flops import Operations
 
 app = typer.Typer(help="Plans: check, weights.", no_args_is_help=True)
 
@@ -24,8 +25,10 @@ PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and wei
 def check(plan: PlanPath = Path("plan.toml")) -> None:
     """Show what a plan means, or all its faults: what crosses, in which shape, how many bytes a row."""
     from cutlayer.party.agreement import read_agreement
+    from cutlayer.studies.flops import of_segments
 
-    show(read_agreement(plan).plan)
+    agreement = read_agreement(plan)
+    show(agreement.plan, flops=of_segments(agreement))
 
 
 @app.command()
@@ -52,12 +55,14 @@ def accept(
     print("The other parties must see the same digest.")
 
 
-def show(plan: "Plan", console: Console | None = None) -> None:
-    """Print a plan's segments, its cuts, and who is who."""
+def show(
+    plan: "Plan", console: Console | None = None, *, flops: "Mapping[str, Operations | None] | None" = None
+) -> None:
+    """Print a plan's segments, its cuts, and who is who; with the operations of each segment, if they are given."""
     console = console or Console()
     terms = plan.terms
     console.print(f"[bold]{terms.name}[/bold]: {terms.topology}, {terms.schedule}, {_rounds(terms.training)}")
-    console.print(_segments(plan))
+    console.print(_segments(plan, flops or {}))
     console.print(_edges(plan))
     for source in plan.topology.sources:
         leaves = any(edge.source == source.name for edge in plan.topology.cuts())
@@ -135,26 +140,41 @@ def movements(plan: "Plan") -> "Iterator[str]":
         yield f"[red]no signing and sealing keys pinned for {', '.join(unsealed)}: `cutlayer keys pin`[/red]"
 
 
-def _segments(plan: "Plan") -> Table:
+def _segments(plan: "Plan", flops: "Mapping[str, Operations | None]") -> Table:
+    from cutlayer.studies.flops import spelled
+
     table = Table("segment", "at", "parties", "parameters", title="Segments", title_justify="left")
+    if flops:
+        table.add_column("FLOPs a row: forward, with backward")
     for segment in plan.topology.segments:
         parties = ", ".join(plan.parties_of(segment.role))
         parameters = plan.contents.segments[segment.name].parameters
-        table.add_row(segment.name + (" + loss" if segment.loss else ""), segment.role, parties, f"{parameters:,}")
+        row = [segment.name + (" + loss" if segment.loss else ""), segment.role, parties, f"{parameters:,}"]
+        table.add_row(*row, *([spelled(flops[segment.name])] if flops else []))
     return table
 
 
+def _rounded(count: float) -> str:
+    return f"{count:,.0f}" if count == int(count) else f"{count:,.1f}"
+
+
 def _edges(plan: "Plan") -> Table:
+    from cutlayer.party.coding import bytes_a_row, codec_name
+    from cutlayer.plan.terms import WAYS
+
     table = Table(title="What crosses, per row", title_justify="left")
     for name in ("edge", "from", "to", "carries", "shape", "bytes forward", "bytes back"):
         table.add_column(name, justify="right" if name.startswith("bytes") else "left", overflow="fold")
     for edge in plan.topology.cuts():
         specs = plan.contents.edges[edge.name]
         kind = plan.topology.source_kind(edge)
-        forward = sum(spec.for_rows(1).nbytes for spec in specs)
-        back = 0 if kind else sum(spec.for_rows(1).nbytes for spec in specs if spec.differentiable)
+        forward = bytes_a_row(plan, edge.name, "forward")
+        back = 0 if kind else bytes_a_row(plan, edge.name, "backward")
         carries = f"[red]{kind}[/red]" if kind else "activation, gradient" if back else "activation"
         carries += f", each {edge.every}. batch" * (edge.every > 1)
         ends = plan.topology.role_of(edge.source), plan.topology.role_of(edge.target)
-        table.add_row(edge.name, *ends, carries, ", ".join(map(str, specs)), f"{forward:,}", f"{back:,}")
+        table.add_row(edge.name, *ends, carries, ", ".join(map(str, specs)), _rounded(forward), _rounded(back))
+        if plan.coding(edge.name).coded:
+            names = [codec_name(plan, edge.name, way) for way in WAYS]
+            table.add_row("", "", "", "as " + " and ".join(dict.fromkeys(names)), "", "", "")
     return table

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from cutlayer.errors import PlanError
-from cutlayer.observe.facts import Fact, Noticed, Progressed, Resumed, Saved, Scored
+from cutlayer.observe.facts import Fact, Noticed, Paced, Progressed, Resumed, Saved, Scored
 from cutlayer.observe.lines import to_line
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def network_of(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool)
         listen=address_of(here.listen, party) if here.listen else None,
         connect=address_of(here.connect, party) if here.connect else None,
         insecure_plaintext_on_loopback=insecure,
+        transport=here.transport,
     )
     return network, party_secret(folder, party)
 
@@ -278,7 +279,7 @@ def audit_for(here: "PartyFile", party: str, plan: str, results: Path) -> "Itera
 
 
 def _print_fact(fact: Fact) -> None:
-    if isinstance(fact, Noticed | Progressed | Scored | Saved | Resumed):
+    if isinstance(fact, Noticed | Paced | Progressed | Scored | Saved | Resumed):
         print(to_line(fact), flush=True)
 
 

@@ -174,6 +174,11 @@ class Loader:
                 return (rows[0], shifted[0]) if shift else None
         return None
 
+    def places(self, batch: Batch) -> Tensor:
+        """Where a batch's rows lie in their dataset, as int64 `[batch.rows]`. Raises `DataError`."""
+        rows = self._places(batch)
+        return torch.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
     def _rows_at(self, batch: Batch) -> Sequence[int]:
         rows = self._places(batch)
         return range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()

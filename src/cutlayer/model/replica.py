@@ -3,7 +3,7 @@
 One optimizer object serves a replica for the whole run. Optimizer and LR schedule bear their torch names.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -79,10 +79,17 @@ class Replica:
         self._proximal = training.proximal
         self._anchors: dict[str, Tensor] = {}
 
-    def step(self, normaliser: float, number: int, *, lr_scale: float = 1.0) -> None:
+    @cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """The module as `torch.compile` makes it at its first calls; its state, names and mode are the module's."""
+        return torch.compile(self.module)
+
+    def step(self, normaliser: float, number: int, *, lr_scale: float = 1.0, cached: bool = False) -> None:
         """Divide the accumulated gradients by `normaliser` and step once; `number` is the run's round.
 
         `lr_scale` multiplies the learning rate of this step only. A parameter without a gradient stays as it is.
+        `cached`: it is one more with what an earlier step left, at the last step's learning rate, and the LR schedule
+        does not count it.
         """
         if self.optimizer is None:
             return
@@ -92,13 +99,14 @@ class Replica:
             self._divide(normaliser)
         if self._proximal:
             self._pull()
-        options = self.rates.at(self.moves), lr_scale
+        moves = self.moves - 1 if cached and self.rates.every_step else self.moves
+        options = self.rates.at(moves), lr_scale
         if options != self._options:
             self._set_options(*options)
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad = None
-        if self.rates.every_step:
+        if self.rates.every_step and not cached:
             self.moves += 1
 
     def _divide(self, normaliser: float) -> None:

@@ -1,11 +1,14 @@
 """A segment at work: a slice of the model on one replica, with a graph kept for each ticket in flight."""
 
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cutlayer.model.cached import Entry, Places, Workset, trust, weighted
+from cutlayer.model.calling import PLAIN, Calling
 from cutlayer.model.joining import combine
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
@@ -34,12 +37,15 @@ class ModelSegment:
     `returns` says for each input edge which of its tensors a gradient goes back for; `target_edge` names the input
     that is the loss' target. `join`: how its other inputs become one. `weight`: λ of its loss where a network has
     several; each is then divided by its own normaliser, so that what all segments step on is Σ λ · mean loss.
+    `stale`: steps may change the weights between a ticket's forward and its backward, which then uses those of its
+    forward (weight stashing: Harlap et al. 2018, PipeDream, arXiv 1806.03377, section 3.3).
+    `calling`: how the module is called. `workset`: what is kept of mini-batches for `cached_steps`.
 
     Before each forward the random stream is set to `stream_seed(secret, "forward", segment, turn, step, micro)`, so
     that any ticket can be run again alone, and there is no random state to save.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what the plan says of a segment, said one by one)
         self,
         name: str,
         replica: Replica,
@@ -50,6 +56,9 @@ class ModelSegment:
         target_edge: str = "",
         join: Join = "",
         weight: float | None = None,
+        stale: bool = False,
+        calling: Calling = PLAIN,
+        workset: Workset | None = None,
     ) -> None:
         self.name = name
         self.replica = replica
@@ -59,7 +68,12 @@ class ModelSegment:
         self._target_edge = target_edge
         self._join: Join = join
         self._weight = weight
+        self._calling, self._workset = calling, workset
         self._graphs: dict[Ticket, _Graph] = {}
+        self._stashes: dict[tuple[int, int], dict[str, Tensor]] | None = {} if stale else None
+        """By turn and step that went forward: the weights by which it did."""
+        self._under_way: deque[tuple[int, int]] = deque()
+        """Turns and steps that went forward, oldest first."""
         self.busy = False
         """Whether a ticket waits for its gradient, or gradients wait for the step."""
 
@@ -71,6 +85,10 @@ class ModelSegment:
         Inputs that are `left_out` are taken as zeros, and get zeros as gradients.
         """
         training = ticket.purpose == "train"
+        if self._workset is not None:
+            self._workset.enter(ticket.turn)
+        if training:
+            self._begin(ticket)
         module = self.replica.module
         if module.training != training:
             module.train(training)
@@ -85,26 +103,102 @@ class ModelSegment:
         if training:
             self.busy = True
             self._graphs[ticket] = graph
+            if self._workset is not None:
+                self._workset.went_forward(self._entry(ticket, inputs, rows, left_out, outcome.outputs))
         return outcome
+
+    def _begin(self, ticket: Ticket) -> None:
+        """A ticket goes forward in training; with the first one of a step its weights are stashed."""
+        place = (ticket.turn, ticket.step)
+        if self._under_way and self._under_way[-1] == place:
+            return
+        self._under_way.append(place)
+        if self._stashes is not None:
+            self._stashes[place] = {
+                name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+                for name, parameter in self.replica.module.named_parameters()
+            }
 
     def backward(self, ticket: Ticket, grads: Mapping[str, Tensors]) -> dict[str, Tensors]:
         """Gradients of the loss sum by input edge, given those by output edge; frees the ticket."""
         graph = self._graphs.pop(ticket)
         ends = [end for end in graph.ends if end.requires_grad]
-        if self._loss is None:
-            torch.autograd.backward(ends, _summed(grads))
-        elif ends:
-            torch.autograd.backward(ends)
-        return {
+        came = None if self._loss else _summed(grads)
+        if came is not None or ends:
+            torch.autograd.backward(ends, came)
+        if self._stashes is not None:
+            self._hand_on(self._stashes[ticket.turn, ticket.step])
+        back = {
             edge: tuple([_gradient(leaf) for leaf in leaves if leaf.requires_grad])
             for edge, leaves in graph.leaves.items()
         }
+        if self._workset is not None:
+            self._workset.came_back([each for sent in back.values() for each in sent] if came is None else came)
+        return back
+
+    def _hand_on(self, stash: Mapping[str, Tensor]) -> None:
+        """What came back to stashed weights is the gradient of those that the optimizer steps."""
+        for name, parameter in self.replica.module.named_parameters():
+            gradient, stash[name].grad = stash[name].grad, None
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def step(self, normaliser: float, number: int, lr_scale: float = 1.0) -> None:
         """Step the replica's optimizer once, in round `number`; frees what no gradient came back for."""
         self.replica.step(normaliser, number, lr_scale=lr_scale)
-        self._graphs.clear()
-        self.busy = False
+        done = self._under_way.popleft() if self._under_way else None
+        if self._under_way:
+            self._graphs = {ticket: g for ticket, g in self._graphs.items() if (ticket.turn, ticket.step) != done}
+        else:
+            self._graphs.clear()
+        if self._stashes is not None and done is not None:
+            del self._stashes[done]
+        self.busy = bool(self._under_way)
+        if self._workset is not None:
+            self._workset.stepped(normaliser)
+
+    def cached_steps(self, number: int) -> tuple[int, ...]:
+        """Step on each of the mini-batches that are kept, newest first, in round `number`; the LR schedule stays.
+
+        A row counts as far as it is to be trusted (`trust`): by its activations, where gradients came for those; by
+        the gradients that go back from it, where the segment ends in a loss. Returns for each step how many of the
+        replica's steps lie between it and the weights by which its tensors were made.
+        """
+        if self._workset is None:
+            return ()
+        stale: list[int] = []
+        for entry in self._workset.newest_first():
+            with torch.enable_grad():
+                self._go_back(entry, self._workset)
+            self.replica.step(entry.normaliser, number, cached=True)
+            stale.append(self._workset.taken - entry.begun)
+            self._workset.taken += 1
+        return tuple(stale)
+
+    def _go_back(self, entry: Entry, workset: Workset) -> None:
+        """Forward by the present weights, and back as far as the parameters."""
+        assert entry.gradients is not None
+        self.replica.module.train()
+        seed(stream_seed(self._secret, "cached", self.name, entry.ticket.turn, workset.taken), self.replica.device)
+        outcome, graph = self._outcome(entry.inputs, True, entry.rows, entry.left_out)
+        ends, places = _returning(outcome.outputs, workset.outputs)
+        if self._loss is None:
+            gradients, present, where = entry.gradients, ends, places
+        else:
+            leaves = [leaf for tensors in graph.leaves.values() for leaf in tensors if leaf.requires_grad]
+            gradients = torch.autograd.grad(graph.ends, ends)
+            present, where = _gradients(ends, leaves, gradients), workset.inputs
+        compared = entry.outputs if self._loss is None else entry.gradients
+        trusted = trust(present, compared, where, entry.rows)
+        torch.autograd.backward(ends, weighted(gradients, trusted, places), inputs=self.replica.parameters)
+
+    def _entry(
+        self, ticket: Ticket, inputs: Mapping[str, Tensors], rows: int, left_out: Collection[str], outputs: Tensors
+    ) -> Entry:
+        assert self._workset is not None
+        kept = () if self._loss else tuple([output.detach() for output in outputs if output.requires_grad])
+        begun = self._workset.taken
+        return Entry(ticket=ticket, inputs=inputs, rows=rows, left_out=left_out, outputs=kept, begun=begun)
 
     def _outcome(
         self, inputs: Mapping[str, Tensors], training: bool, rows: int, left_out: Collection[str]
@@ -143,10 +237,11 @@ class ModelSegment:
         if in_place is not False:
             tensors = [tensor.clone() for tensor in tensors]
             versions = [tensor._version for tensor in tensors]
-        result = self.replica.module(*tensors)
+        stash = self._stashes[self._under_way[-1]] if training and self._stashes is not None else None
+        outputs = self._calling(self.name, self.replica, tuple(tensors), stash)
         if in_place is None:
             known[training] = versions != [tensor._version for tensor in tensors]
-        return result if isinstance(result, tuple) else (result,)
+        return outputs
 
     def _sums(self, total: Tensor, output: Tensor, labels: Tensor, training: bool) -> dict[str, float]:
         assert self._loss is not None
@@ -169,6 +264,22 @@ def seed(number: int, device: torch.device) -> None:
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def _returning(outputs: Tensors, places: Places) -> tuple[list[Tensor], Places]:
+    """The outputs that gradients go back from, and where their rows lie."""
+    pairs = [(output, place) for output, place in zip(outputs, places, strict=False) if output.requires_grad]
+    return [output for output, _ in pairs], [place for _, place in pairs]
+
+
+def _gradients(ends: Sequence[Tensor], leaves: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    """Of leaves that a segment's inputs were turned into; its graph stays."""
+    if not leaves:
+        return []
+    found = torch.autograd.grad(ends, leaves, given, retain_graph=True, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)
+    ]
 
 
 def _summed(grads: Mapping[str, Tensors]) -> Tensors:

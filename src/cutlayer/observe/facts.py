@@ -13,7 +13,7 @@ from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.topology import SourceKind
 from cutlayer.protocol.messages import Purpose, StateKind, Ticket
 
-VERSION = 4
+VERSION = 5
 
 Way = Literal["forward", "backward"]
 
@@ -76,13 +76,17 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progressed:
-    """A step of training on `owner`'s rows is through at this party: `done` of `total` steps of the run."""
+    """A step of training on `owner`'s rows is through at this party: `done` of `total` steps of the run.
+
+    `stale`: by how many steps the weights that it was computed with were older than those that it changed.
+    """
 
     party: str
     owner: str
     round: int
     done: int
     total: int
+    stale: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +133,28 @@ class Noticed:
     sentence: str
 
 
-Fact = Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Noticed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paced:
+    """The conductor has tried how long a step takes with each number of micro-batches, in seconds, and keeps one."""
+
+    party: str
+    micro_batches: int
+    seconds: Mapping[int, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cached:
+    """After a step the segment took further ones by itself, on mini-batches that it had kept; `stale`: of each, by how
+    many steps the weights were older that made what it had of others.
+    """
+
+    party: str
+    segment: str
+    round: int
+    stale: tuple[int, ...]
+
+
+Fact = Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Cached | Paced | Noticed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

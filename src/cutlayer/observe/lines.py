@@ -6,10 +6,22 @@ from typing import Any, Final
 
 import msgspec
 
-from cutlayer.observe.facts import Crossed, Fact, Moved, Noticed, Progressed, Resumed, Saved, Scored, Spent
+from cutlayer.observe.facts import (
+    Cached,
+    Crossed,
+    Fact,
+    Moved,
+    Noticed,
+    Paced,
+    Progressed,
+    Resumed,
+    Saved,
+    Scored,
+    Spent,
+)
 
 KINDS: Final[dict[str, Any]] = {
-    kind.__name__: kind for kind in (Crossed, Moved, Spent, Progressed, Scored, Saved, Resumed, Noticed)
+    kind.__name__: kind for kind in (Crossed, Moved, Spent, Progressed, Scored, Saved, Resumed, Cached, Paced, Noticed)
 }
 
 

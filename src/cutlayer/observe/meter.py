@@ -1,9 +1,9 @@
 """The meter: bytes by edge and direction as they crossed the channel, time by what it was spent on."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
-from cutlayer.observe.facts import Crossed, Fact, Moved, Resumed, Scored, Spent
+from cutlayer.observe.facts import Cached, Crossed, Fact, Moved, Paced, Progressed, Resumed, Scored, Spent
 from cutlayer.plan.tensors import TensorShape
 
 NOT_LONG_AGO = 64
@@ -20,6 +20,7 @@ class Crossing:
     sent: bool
     purpose: str
     carries: str | None
+    codec: str
     shapes: tuple[TensorShape, ...]
     """Of the first frame; the last batch of an epoch may be smaller."""
     frames: int = 0
@@ -52,6 +53,12 @@ class Meter:
         self.crossings: dict[tuple[str, str, str, bool, str], Crossing] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.history: list[Scored] = []
+        self.stale: Counter[int] = Counter()
+        """Steps, by how many steps their weights were older than those that they changed."""
+        self.cached: Counter[int] = Counter()
+        """The same of steps that a party took by itself on what it had kept."""
+        self.paced: Paced | None = None
+        """How many micro-batches the conductor decided on, where it did."""
 
     def __call__(self, fact: Fact) -> None:
         match fact:
@@ -63,10 +70,20 @@ class Meter:
                 self.seconds[fact.on] += fact.seconds
             case Scored():
                 self._note(fact)
+            case Progressed() | Cached() | Paced():
+                self._note_pace(fact)
             case Resumed():
                 self.history = []
                 for score in fact.scored:
                     self._note(score)
+
+    def _note_pace(self, fact: Progressed | Cached | Paced) -> None:
+        if isinstance(fact, Paced):
+            self.paced = fact
+        elif isinstance(fact, Cached):
+            self.cached.update(fact.stale)
+        else:
+            self.stale[fact.stale] += 1
 
     def _note(self, fact: Scored) -> None:
         """A turn's scores on an owner's rows are one entry, though several parties may hold losses."""
@@ -82,7 +99,7 @@ class Meter:
         crossing = self.crossings.get(key)
         if crossing is None:
             crossing = self.crossings[key] = Crossing(
-                fact.peer, fact.edge, fact.way, fact.sent, fact.purpose, fact.carries, fact.shapes
+                fact.peer, fact.edge, fact.way, fact.sent, fact.purpose, fact.carries, fact.codec, fact.shapes
             )
         crossing.frames += 1
         crossing.rows += fact.rows

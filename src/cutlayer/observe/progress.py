@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from cutlayer.observe.facts import Fact, Noticed, Progressed, Resumed, Scored
+from cutlayer.observe.facts import Fact, Noticed, Paced, Progressed, Resumed, Scored
 
 LINES_PER_OWNER = 4
 """Without a terminal: how often each owner's progress is told during a run."""
@@ -89,6 +89,9 @@ class ProgressBars:
             self.say(fact.sentence)
         elif isinstance(fact, Resumed):
             self._resumed(fact)
+        elif isinstance(fact, Paced):
+            tried = ", ".join(f"{parts}: {1000 * seconds:.3g}" for parts, seconds in fact.seconds.items())
+            self.say(f"micro_batches = {fact.micro_batches} from now on" + (f" (ms a step, {tried})" if tried else ""))
         elif isinstance(fact, Progressed | Scored):
             track = self._track(fact.owner)
             track.update(fact)

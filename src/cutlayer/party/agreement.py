@@ -21,6 +21,7 @@ from cutlayer.model.joining import unjoinable
 from cutlayer.model.loss import Loss
 from cutlayer.model.methods import batch_norm_layers, canonical, personal_names
 from cutlayer.model.replica import state_digest
+from cutlayer.party.coding import codec_faults
 from cutlayer.plan import check
 from cutlayer.plan.document import read_terms
 from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
@@ -97,10 +98,11 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
     training, method_faults = canonical(terms.training)
     terms = replace(terms, training=training)
     faults += method_faults
-    if training.micro_batches > 1 and (layers := batch_norm_layers(model)):
+    in_parts = training.micro_batches != 1 and not training.statistics_of_parts
+    if in_parts and (layers := batch_norm_layers(model)):
         faults.append(
-            f"training.micro_batches = {training.micro_batches}, but {', '.join(layers)} normalise(s) over the whole "
-            "batch: use GroupNorm, or micro_batches = 1"
+            f"training.micro_batches = {training.micro_batches!r}, but {', '.join(layers)} normalise(s) over the whole "
+            "batch: use GroupNorm, or micro_batches = 1, or say statistics_of_parts = true, and each part has its own"
         )
     if faults:
         raise PlanError(faults)
@@ -111,6 +113,7 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
         if (own := terms.parties[name].cut) and own != terms.model.cut:
             elsewhere[name], cuttings[name], _ = _cut(sketch, model, own)
     personal, faults = personal_names(model, training.personal)
+    faults += [fault for each in (cutting, *cuttings.values()) for fault in codec_faults(sketch, each)]
     faults += _joining_faults(terms, parts, cutting, sketch.topology, frozenset(personal))
     if faults:
         raise PlanError(faults)
@@ -173,10 +176,10 @@ def _labels(
         if fault := loss.fault(answer):
             faults.append(fault)
             continue
-        if len(topology.losses) > 1 and micro_batches > 1 and loss.counts_labels:
+        if len(topology.losses) > 1 and micro_batches != 1 and loss.counts_labels:
             faults.append(
-                f"training.micro_batches = {micro_batches}, but what the loss of {node.name} is divided by depends on "
-                "the labels of the whole batch, and there are several losses: say micro_batches = 1"
+                f"training.micro_batches = {micro_batches!r}, but what the loss of {node.name} is divided by depends "
+                "on the labels of the whole batch, and there are several losses: say micro_batches = 1"
             )
         due = (loss.labels(answer),)
         known = labels.setdefault(edge.source, rows.get(edge.source, due))

@@ -26,7 +26,6 @@ from cutlayer.protocol.events import Event
 from cutlayer.protocol.messages import NONCE_BYTES, Task
 from cutlayer.protocol.resuming import Standing
 from cutlayer.transport.channel import Channel
-from cutlayer.transport.dialler import dial
 from cutlayer.transport.listener import Listener
 
 
@@ -184,9 +183,7 @@ class Door:
         self._conducts = plan.conductor == maker.name
         if self._conducts:
             address = network.listen or address_of(terms.parties[maker.name].address, maker.name)
-            self._listener = Listener(
-                address, network.credentials, allowed=guard, on_refused=loop.refused, **self._common
-            )
+            self._listener = network.listener(address, allowed=guard, on_refused=loop.refused, **self._common)
             self._listener.on_trouble, self._listener.newcomers = loop.notice, guard.newcomers
             loop.listen(self._listener)
 
@@ -199,6 +196,6 @@ class Door:
         server = plan.conductor
         address = self._network.connect or address_of(plan.terms.parties[server].address, server)
         party.tell(Noticed(party=name, sentence=f"{name} dials {server} at {address[0]}:{address[1]}"))
-        link = dial(address, self._network.credentials, peer=server, give_up_after_s=patience_s, **self._common)
+        link = self._network.dial(address, peer=server, give_up_after_s=patience_s, **self._common)
         link.on_trouble = self._loop.notice
         return [link]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from cutlayer.errors import CutlayerError
 from cutlayer.observe.facts import Fact, Saved, Spent
+from cutlayer.party.notes import Notes
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.saver import Saver
 from cutlayer.protocol.events import Broke, Commit, Event, Finish, Lasting, Restore, Store, Stored
@@ -20,8 +21,11 @@ class Keeping:
     is written in another thread then.
     """
 
-    def __init__(self, name: str, replicas: Replicas, saver: Saver | None, feed: Post, post: Post | None) -> None:
-        self._name, self._replicas, self._saver, self._feed, self._post = name, replicas, saver, feed, post
+    def __init__(
+        self, name: str, replicas: Replicas, notes: Notes, *, saver: Saver | None, feed: Post, post: Post | None
+    ) -> None:  # fmt: skip
+        self._name, self._replicas, self._notes = name, replicas, notes
+        self._saver, self._feed, self._post = saver, feed, post
 
     def keep(self, action: Lasting) -> list[Fact]:
         """Do what the session says. Raises `RunError`."""
@@ -31,7 +35,7 @@ class Keeping:
             return []
         match action:
             case Restore():
-                return [self._saver.restore(action, self._replicas, self._name)]
+                return [self._saver.restore(action, self._replicas, self._name, self._notes)]
             case Store():
                 return self._store(action, self._saver)
             case Commit():
@@ -55,7 +59,7 @@ class Keeping:
         def done(number: int, error: CutlayerError | None) -> None:
             post(Stored(number) if error is None else Broke(error))
 
-        saver.store(store, self._replicas, done)
+        saver.store(store, self._replicas, done, self._notes)
         if self._post is None:
             saver.wait()
         for event in written:

@@ -10,6 +10,7 @@ from typing import Any
 from cutlayer.data.roles import TableRoles, plain_numbers, read_roles
 from cutlayer.errors import PlanError
 from cutlayer.party.agreement import files_digest
+from cutlayer.party.network import Transport
 from cutlayer.plan.document import read_document
 from cutlayer.plan.terms import Option
 
@@ -26,8 +27,10 @@ class PartyFile:
     names the rows, `aligned` is what `cutlayer align` wrote of them; with
     `unlabelled` labels may be missing; `options` go to the factory. `out`
     is where results go, and, unless `saves` names another place for them,
-    the run's saves; with `audit` a log of all that crossed, too. `deny`:
-    parties that are not let in any more, also while a run goes on.
+    the run's saves; with `audit` a log of all that crossed, too.
+    `transport`, `lanes` or `flight`, is how frames travel: the same at both
+    ends of a link (docs/flight.md). `deny`: parties that are not let in any
+    more, also while a run goes on.
     """
 
     data: str = ""
@@ -43,6 +46,7 @@ class PartyFile:
     keys: str = "keys"
     listen: str = ""
     connect: str = ""
+    transport: Transport = "lanes"
     device: str = "cpu"
     threads: int = 0
     out: str = ""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutlayer.codec import raw
 from cutlayer.data.loader import Loader
 from cutlayer.errors import (
     ChannelClosed,
     ChannelError,
+    CodecError,
     CutlayerError,
     FrameRefused,
     Misaligned,
@@ -28,10 +28,13 @@ from cutlayer.errors import (
 )
 from cutlayer.model.state import MODEL, ReplicaState
 from cutlayer.observe.audit import Audit
-from cutlayer.observe.facts import Fact, Noticed, Observer, Progressed, Spent
+from cutlayer.observe.facts import Cached, Fact, Noticed, Observer, Progressed, Spent
+from cutlayer.party.coding import Coding
 from cutlayer.party.forwarding import Forwarding
 from cutlayer.party.keeping import Keeping, Post
 from cutlayer.party.moving import Mover
+from cutlayer.party.notes import Notes
+from cutlayer.party.pace import Pace
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.saver import Saver
@@ -46,11 +49,13 @@ from cutlayer.protocol.events import (
     Broke,
     Commit,
     Connected,
+    Decide,
     Done,
     Drop,
     Event,
     Fail,
     Finish,
+    Lap,
     Lasting,
     Lost,
     Movement,
@@ -84,6 +89,8 @@ class Setting:
     """What the party has of the run already."""
     saver: Saver | None = None
     """What keeps the party's saves, if it has any."""
+    micro_batches: int = 0
+    """How many a step has where the conductor is to decide that; 0: it measures."""
     post: Post | None = None
     """Where another thread may put an event for this party; without, it waits for what is written."""
 
@@ -129,8 +136,12 @@ class Party:
         self._observers: list[Observer] = [*observers] if setting.saver is None else [setting.saver, *observers]
         self.saver = setting.saver
         audited = any(isinstance(observer, Audit) for observer in observers)
-        self._telling = Telling(plan, name, run=lambda: self.session.run, audited=audited)
-        self._bench = Workbench(plan, self.replicas, secret=secret, loader=loader)
+        self._pace = Pace(name, setting.micro_batches)
+        self._coding = Coding(plan, secret=secret, loader=loader)
+        self._telling = Telling(
+            plan, name, run=lambda: self.session.run, codec=self._coding.name, audited=audited
+        )  # fmt: skip
+        self._bench = Workbench(plan, self.replicas, self._coding, secret=secret, loader=loader)
         self._mover = Mover(
             plan,
             name,
@@ -142,9 +153,20 @@ class Party:
             loader=loader,
         )
         self._forwarding = Forwarding(plan, name, run=lambda: self.session.run, seals=seals)
+        self._stopped = False
+        """Whether an observer has ended the run."""
         self._steps_done: dict[str, int] = {}
         self._events: deque[Event] = deque()
-        self._keeping = Keeping(name, replicas, setting.saver, self._events.append, setting.post)
+        self._urgent: deque[Event] = deque()
+        """What goes first: what has failed, and what a segment gave, which can leave before the next one runs."""
+        self._keeping = Keeping(
+            name,
+            replicas,
+            Notes(self._coding, self._pace),
+            saver=setting.saver,
+            feed=self._events.append,
+            post=setting.post,
+        )
 
     @property
     def sent_bytes(self) -> int:
@@ -252,10 +274,10 @@ class Party:
     def feed(self, event: Event) -> None:
         """Let the session decide about an event, and do what it says, until nothing is left to do here."""
         self._events.append(event)
-        while self._events:
-            for action in self.session.feed(self._events.popleft()):
+        while self._urgent or self._events:
+            for action in self.session.feed((self._urgent or self._events).popleft()):
                 self._perform(action)
-                if self._events and isinstance(self._events[0], Broke):
+                if self._urgent and isinstance(self._urgent[0], Broke):
                     break  # what follows may rest on what has failed: a mean, say, on a share that was refused
 
     # ------------------------------------------------------------------ the session's actions
@@ -269,16 +291,29 @@ class Party:
             case Drop():
                 self.links.pop(action.peer).close()
                 self.tell(Noticed(party=self.name, sentence=f"{action.peer} was sent away: {action.reason}"))
-            case Fail():
-                self.over, self.error = True, action.error
-                if isinstance(action.error, Misaligned):
-                    self._bench.explain(action.error, self.name)
-            case Done():
-                self.over = True
+            case Fail() | Done():
+                self._end(action)
             case Restore() | Store() | Commit() | Finish():
                 self._guarded(self._keep, action, f"{self.name} failed to keep or take up a save")
+            case Lap() | Decide():
+                self._measure(action)
             case _:
                 self._work(action)
+
+    def _end(self, action: Fail | Done) -> None:
+        self.over = True
+        if isinstance(action, Fail):
+            self.error = action.error
+            if isinstance(action.error, Misaligned):
+                self._bench.explain(action.error, self.name)
+
+    def _measure(self, action: Lap | Decide) -> None:
+        if isinstance(action, Lap):
+            self._pace.lap(action)
+            return
+        decided, paced = self._pace.decide()
+        self.tell(paced)
+        self._events.append(decided)
 
     def _work(self, action: Run | Open | Step | Movement) -> None:
         match action:
@@ -296,11 +331,15 @@ class Party:
         try:
             work(action)
         except CutlayerError as error:
-            self._events.appendleft(Broke(error))
+            self._break(error)
         except Exception as error:
             failure = SegmentFailed(failed, error)
             failure.__cause__ = error
-            self._events.appendleft(Broke(failure))
+            self._break(failure)
+
+    def _break(self, error: CutlayerError) -> None:
+        """Nothing else is done before the session has heard of it."""
+        self._urgent.appendleft(Broke(error))
 
     def _keep(self, action: Lasting) -> None:
         self.tell(*self._keeping.keep(action))
@@ -313,7 +352,8 @@ class Party:
         else:
             (result, sums), mark = self._bench.run(run), b""
         self.tell(Spent(party=self.name, on=run.direction, seconds=time.perf_counter() - start))
-        self._events.append(Ran(run.ticket, run.node, run.direction, result, sums, mark))
+        events = self._events if run.direction == "load" else self._urgent
+        events.append(Ran(run.ticket, run.node, run.direction, result, sums, mark))
 
     def _open(self, action: Open) -> None:
         """The frame that a fellow sealed for me, as if it had come by a link of its own."""
@@ -327,14 +367,18 @@ class Party:
 
     def _step(self, step: Step) -> None:
         start = time.perf_counter()
-        self._bench.step(step)
+        cached = self._bench.step(step)
         self.tell(Spent(party=self.name, on="step", seconds=time.perf_counter() - start))
+        if cached:
+            self.tell(Cached(party=self.name, segment=step.replica[0], round=step.round, stale=cached))
         for owner in step.owners:
             if step.replica[0] == self.session.first_segment(owner):
                 behind = self._steps_done.get(owner, self.session.steps_behind(owner))
                 done = self._steps_done[owner] = behind + 1
                 total = self.session.total_steps(owner)
-                self.tell(Progressed(party=self.name, owner=owner, round=step.round, done=done, total=total))
+                self.tell(
+                    Progressed(party=self.name, owner=owner, round=step.round, done=done, total=total, stale=step.stale)
+                )
 
     def _move(self, movement: Movement) -> None:
         start = time.perf_counter()
@@ -346,11 +390,23 @@ class Party:
     def _send(self, send: Send) -> None:
         if isinstance(send.payload, Undecoded):
             self._transmit(send.message, send.payload.views, to=send.peer)
+        elif isinstance(send.message, Forward | Backward):
+            try:
+                message, payload = self._coding.encode(send.message, send.payload or ())
+            except CodecError as error:
+                self._break(RunError(f"{send.message.edge} for {send.message.ticket}: {error}"))
+            else:
+                self._transmit(message, payload, to=send.peer)
         else:
-            self._transmit(send.message, [raw.encode(tensor) for tensor in send.payload or ()], to=send.peer)
+            self._transmit(send.message, (), to=send.peer)
 
     def _transmit(
-        self, message: Message | Control, payload: Sequence[memoryview], payload_bytes: int = 0, *, to: str = ""
+        self,
+        message: Message | Control,
+        payload: Sequence[memoryview],
+        payload_bytes: int = 0,
+        *,
+        to: str = "",
     ) -> None:
         """Send a message to a peer; a state goes to the party it is for, by the conductor if there is no other way."""
         if isinstance(message, State):
@@ -362,7 +418,7 @@ class Party:
         start = time.perf_counter()
         try:
             encoded = self._forwarding.wrap(to, message, payload) if sealed else wire.encode(message, payload)
-            nbytes = channel.send(encoded)
+            nbytes = channel.send(encoded, wait=False, urgent=isinstance(message, Backward) and not sealed)
         except ChannelClosed:
             return  # whoever reads this link will say so, after the peer's last words
         except ChannelError as error:
@@ -380,5 +436,6 @@ class Party:
         """Tell all observers; one that wants to stop ends the run before the next release."""
         for fact in facts:
             for observer in self._observers:
-                if (stop := observer(fact)) is not None and not self.over:
-                    self._events.append(Broke(RunError(stop.reason)))
+                if (stop := observer(fact)) is not None and not (self.over or self._stopped):
+                    self._stopped = True
+                    self._break(RunError(stop.reason))

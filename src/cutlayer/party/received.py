@@ -25,10 +25,14 @@ class Undecoded:
     def decode(self, device: torch.device, largest_rms: float) -> tuple[Tensor, ...]:
         """The tensors, on a device. Raises `RemoteProtocolError` for NaN, infinite and absurdly large ones."""
         tensors = [raw.decode(view, shape) for view, shape in zip(self.views, self.shapes, strict=True)]
+        self.check(tensors, largest_rms)
+        return tuple(tensor.to(device) for tensor in tensors)
+
+    def check(self, tensors: Sequence[Tensor], largest_rms: float) -> None:
+        """Raises `RemoteProtocolError` for NaN, infinite and absurdly large ones."""
         for tensor in tensors:
             if tensor.is_floating_point() and tensor.numel():
                 self._check(tensor, largest_rms)
-        return tuple(tensor.to(device) for tensor in tensors)
 
     def _check(self, tensor: Tensor, largest_rms: float) -> None:
         """One pass over the tensor: its norm is finite only if all its elements are."""

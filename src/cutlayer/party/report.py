@@ -38,6 +38,9 @@ def report(party: Party, meter: Meter, seconds: float) -> dict[str, Any]:
             for crossing in meter.crossings.values()
         ],
         "times": {"total": seconds} | {name: round(spent, 6) for name, spent in sorted(meter.seconds.items())},
+        "stale": {str(steps): count for steps, count in sorted(meter.stale.items())},
+        "cached": {str(steps): count for steps, count in sorted(meter.cached.items())},
+        "micro_batches": meter.paced.micro_batches if meter.paced else terms.training.micro_batches,
         "moved": [asdict(moved) for moved in meter.moved.values()],
         "weights": {
             "/".join(replica): state_digest(segment.replica.module.state_dict())

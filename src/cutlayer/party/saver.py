@@ -11,6 +11,7 @@ from cutlayer.errors import CutlayerError, RunError
 from cutlayer.model.state import ReplicaState, from_bytes, to_bytes
 from cutlayer.observe.facts import Fact, Resumed, Scored
 from cutlayer.party.checkpoint import Checkpoints
+from cutlayer.party.notes import Notes
 from cutlayer.party.replicas import Kept, Replicas, Rest
 from cutlayer.plan.membership import ALL, NEVER, Log, Membership
 from cutlayer.protocol.events import Commit, Restore, Store
@@ -32,6 +33,10 @@ class Body:
     """Segment and cut; the object with what the last average left for all, if any; how many averages there were."""
     rests: list[tuple[str, str, str, str, int]]
     """Segment and owner; objects with what the replica begins with and has of its own, if any; after which average."""
+    coding: str = ""
+    """The object with what codecs remember, if they do."""
+    micro_batches: int = 0
+    """How many a step has, if the conductor has decided that."""
 
 
 class Saver:
@@ -96,7 +101,9 @@ class Saver:
 
     # ------------------------------------------------------------------ at the session's orders
 
-    def restore(self, restore: Restore, replicas: Replicas, me: str) -> Resumed:
+    def restore(
+        self, restore: Restore, replicas: Replicas, me: str, notes: Notes | None = None
+    ) -> Resumed:  # fmt: skip
         """Become what the save has of this party. Raises `RunError`."""
         self.wait()
         start, membership = restore.start, restore.start.log[-1]
@@ -109,7 +116,7 @@ class Saver:
         self._body = {"rows": rows, "log": start.log}
         self._scored = []
         if restore.save != NEVER:
-            body = self._take_up(restore.save, replicas)
+            body = self._take_up(restore.save, replicas, notes)
             _check(body, restore, me, rows[me])
             if restore.save not in self._checkpoints.committed:
                 self._checkpoints.commit(restore.save)  # all have it: this process was killed before it heard so
@@ -128,7 +135,7 @@ class Saver:
         body = self._take_up(last, replicas)
         return Resumed(party=me, save=last, round=body.round, absent=(), returned=(), scored=tuple(self._scored))
 
-    def _take_up(self, save: int, replicas: Replicas) -> Body:
+    def _take_up(self, save: int, replicas: Replicas, notes: Notes | None = None) -> Body:
         saved = self._checkpoints.read(save)
         body = msgspec.convert(saved.body, Body)
         self._scored = list(body.scored)
@@ -143,12 +150,21 @@ class Saver:
                 averages={(segment, tuple(cut)): count for segment, cut, _, count in body.bases},
             )
         )
+        if notes is not None:
+            notes.coding.load(states.get(body.coding))
+            notes.pace.decided = body.micro_batches or notes.pace.decided
         return body
 
-    def store(self, store: Store, replicas: Replicas, done: Callable[[int, CutlayerError | None], None]) -> None:
+    def store(
+        self,
+        store: Store,
+        replicas: Replicas,
+        done: Callable[[int, CutlayerError | None], None],
+        notes: Notes | None = None,
+    ) -> None:
         """Copy what the save needs now, and write it beside the work."""
         objects = _Objects()
-        kept = replicas.kept()
+        kept, memory = replicas.kept(), None if notes is None else notes.coding.state()
         bases = [
             (segment, list(cut), objects.add(kept.bases.get((segment, cut))), count)
             for (segment, cut), count in kept.averages.items()
@@ -161,6 +177,8 @@ class Saver:
             "scored": list(self._scored),
             "bases": bases,
             "rests": rests,
+            "coding": objects.add(memory if memory is not None and memory.tensors else None),
+            "micro_batches": 0 if notes is None else notes.pace.decided,
         }
         self._writer.submit(self._write, store, body, objects.found, done)
 

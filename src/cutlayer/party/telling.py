@@ -7,14 +7,23 @@ from cutlayer.observe.facts import Crossed, Moved, Scored, metrics
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.events import Tell
 from cutlayer.protocol.messages import Backward, Forward, State
+from cutlayer.protocol.wire import part_bytes
 
 
 class Telling:
-    """Makes the facts of party `name` in the run that `run` names; if `audited`, with the digests of payloads."""
+    """Makes the facts of party `name` in run `run`, with each message's codec; with digests if `audited`."""
 
-    def __init__(self, plan: Plan, name: str, *, run: Callable[[], str], audited: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        name: str,
+        *,
+        run: Callable[[], str],
+        codec: Callable[[Forward | Backward], str],
+        audited: bool = False,
+    ) -> None:
         self._name, self._conductor = name, plan.conductor
-        self._run, self._audited = run, audited
+        self._run, self._codec, self._audited = run, codec, audited
         self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
 
     def crossed(
@@ -31,7 +40,8 @@ class Telling:
             rows=message.tensors[0].shape[0] if message.tensors and message.tensors[0].shape else 0,
             carries=self._carries.get(message.edge),
             shapes=message.tensors,
-            payload_bytes=sum(tensor.nbytes for tensor in message.tensors),
+            payload_bytes=sum(part_bytes(message)),
+            codec=self._codec(message),
             frame_bytes=nbytes,
             run=self._run(),
             ticket=message.ticket,

@@ -7,10 +7,13 @@ from torch import Tensor
 
 from cutlayer.data.loader import Loader
 from cutlayer.errors import Misaligned
+from cutlayer.model.cached import Places, Workset
+from cutlayer.model.calling import Calling
 from cutlayer.model.joining import averaged, join, split
 from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
+from cutlayer.party.coding import Coding
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
@@ -31,8 +34,11 @@ Value = Undecoded | Tensors
 class Workbench:
     """A party's rows and segments, at the session's orders."""
 
-    def __init__(self, plan: Plan, replicas: Replicas, *, secret: bytes, loader: Loader | None) -> None:
+    def __init__(
+        self, plan: Plan, replicas: Replicas, coding: Coding, *, secret: bytes, loader: Loader | None
+    ) -> None:  # fmt: skip
         self._plan, self._replicas, self._secret, self._loader = plan, replicas, secret, loader
+        self._coding = coding
         self._device, self._largest_rms = replicas.device, plan.terms.limits.tensor_rms
         self._losses = {loss.name: Loss(plan.loss_of(loss.name)) for loss in plan.topology.losses}
         self._edges_into = {
@@ -73,6 +79,7 @@ class Workbench:
         assert run.batch is not None
         source = self._plan.topology.source(run.node)
         assert source is not None
+        self._coding.note_rows(run)
         mark = self._loader.mark(run.ticket, run.batch) if self._plan.schedule.together else b""
         return self._loader.load("x" if source.kind == "rows" else "y", run.batch), mark
 
@@ -103,12 +110,18 @@ class Workbench:
         }
         return {edge: (inputs | zeros)[edge] for edge in order} if zeros else inputs
 
-    def step(self, step: Step) -> None:
-        """Step a replica; the server's steps on one party's rows with the learning rate scaled as the plan says."""
+    def step(self, step: Step) -> tuple[int, ...]:
+        """Step a replica; the server's steps on one party's rows with the learning rate scaled as the plan says.
+
+        Then, where the plan says so, step on what it keeps of its last mini-batches: returns how stale each of those
+        steps was.
+        """
         scale = 1.0
         if self._scales and len(step.owners) == 1 and step.replica[0] in self._server_segments:
             scale = self._scales.get(step.owners[0], 1.0)
-        self.segment(step.replica).step(step.normaliser, step.round, scale)
+        segment = self.segment(step.replica)
+        segment.step(step.normaliser, step.round, scale)
+        return segment.cached_steps(step.round)
 
     def _wrapped(self, key: Key, replica: Replica) -> ModelSegment:
         name, owner = key
@@ -130,12 +143,39 @@ class Workbench:
             loss=self._losses.get(name),
             target_edge=target.name if target else "",
             join=node.join,
+            stale=bool(self._plan.staleness.get(name)),
             weight=self._plan.terms.training.loss_weights.get(name, 1.0) if several else None,
+            calling=self._calling(key),
+            workset=self._workset(key, replica),
         )
+
+    def _calling(self, key: Key) -> Calling:
+        """How a segment's module is called; what leaves it has the dtype that the plan says, however it is computed."""
+        (name, owner), training = key, self._plan.terms.training
+        sent = self._sent(name, owner)
+        return Calling(
+            compiled=name in training.compiled,
+            autocast=name in training.autocast,
+            dtypes=tuple(getattr(torch, spec.dtype) for spec in sent),
+        )
+
+    def _workset(self, key: Key, replica: Replica) -> Workset | None:
+        """What a replica keeps of its mini-batches, if it steps on them and has anything to step."""
+        (name, owner), most = key, self._plan.terms.training.cached_steps
+        if not most or not replica.parameters:
+            return None
+        edges = self._plan.contents.of(owner).edges
+        back = [spec for edge in self._edges_into[name] for spec in _differentiable(edges[edge])]
+        return Workset(most, outputs=_places(self._sent(name, owner)) or (0,), inputs=_places(back))
+
+    def _sent(self, name: str, owner: str) -> Sequence[TensorSpec]:
+        """What a segment gives to others, of this owner's rows; nothing where it ends in a loss."""
+        onward = self._plan.topology.outputs(name)
+        return self._plan.contents.of(owner).edges[onward[0].name] if onward else ()
 
     def _tensors(self, value: Value) -> Tensors:
         if isinstance(value, Undecoded):
-            return value.decode(self._device, self._largest_rms)
+            return self._coding.correct(value, self._coding.decode(value, self._device, self._largest_rms))
         return tuple(tensor.to(self._device) for tensor in value)
 
     # ------------------------------------------------------------------ joined batches
@@ -230,6 +270,11 @@ class Dropout:
         left_out = frozenset(edge for edge, number in drawn.items() if number < self._probability)
         stays = {max(drawn, key=drawn.__getitem__)} if all_cross else set()
         return left_out - stays
+
+
+def _places(specs: Sequence[TensorSpec]) -> Places:
+    """Where the rows lie in tensors of these specs."""
+    return [next((at for at, size in enumerate(spec.shape) if isinstance(size, str)), None) for spec in specs]
 
 
 def _differentiable(specs: Sequence[TensorSpec]) -> list[TensorSpec]:

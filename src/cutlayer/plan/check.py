@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from cutlayer.plan import casting
+from cutlayer.plan.document import nearest
+from cutlayer.plan.plan import Contents, Plan
 from cutlayer.plan.schedule import SCHEDULES, Schedule
-from cutlayer.plan.terms import FORMAT, Method, PartyTerms, Terms, Training
+from cutlayer.plan.terms import FORMAT, WAYS, CodecTerms, Method, PartyTerms, Terms, Training, Way
+from cutlayer.plan.topology import OWN, TOPOLOGIES, Edge, Topology
 
 DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -26,6 +30,7 @@ def faults(terms: Terms) -> list[str]:
         *_training(terms),
         *_schedule_terms(terms),
         *_quorum(terms),
+        *_codecs(terms),
         *_limits(terms),
     ]
 
@@ -63,11 +68,9 @@ def _training(terms: Terms) -> Iterator[str]:
         yield f"training.rounds = {training.rounds}: at least 0"
     if not 0 <= training.held_out < 1:
         yield f"training.held_out = {training.held_out}: a part of each party's rows, at least 0 and under 1"
-    if not 1 <= training.micro_batches <= terms.limits.live_tickets:
-        yield (
-            f"training.micro_batches = {training.micro_batches}: at least 1, at most limits.live_tickets "
-            f"({terms.limits.live_tickets})"
-        )
+    yield from _overlap(terms)
+    yield from _cached(terms)
+    yield from _computing(terms)
     every = training.lr_schedule.options.get("every", "round") if training.lr_schedule else "round"
     if every not in ("round", "step"):
         yield f'training.lr_schedule.every = {every!r}: "round" or "step"'
@@ -211,6 +214,101 @@ def _aggregator(terms: Terms, schedule: Schedule) -> Iterator[str]:
         )
     if not needs_aggregator(terms) and (own or terms.aggregator_sees_weights):
         yield f"under {terms.schedule} nothing of the clients' is summed: leave the aggregator out"
+
+
+def _overlap(terms: Terms) -> Iterator[str]:
+    """Micro-batches, and steps, that are under way at the same time."""
+    training, most = terms.training, terms.limits.live_tickets
+    schedule = SCHEDULES.get(terms.schedule)
+    alone = bool(schedule and schedule.joined) or (terms.turn == "batch")
+    parts, stale = training.micro_batches, training.staleness
+    if parts != "auto" and not 1 <= parts <= most:
+        yield f'training.micro_batches = {parts}: "auto", or at least 1 and at most limits.live_tickets ({most})'
+    if parts == "auto" and alone:
+        yield (
+            'training.micro_batches = "auto", but each turn is one step here, and nothing can be tried in it: say a '
+            "number"
+        )
+    if not 0 <= training.in_flight <= most:
+        yield f"training.in_flight = {training.in_flight}: 0 for all parts of a step, or at most {most}"
+    if not 0 <= stale < most:
+        yield f"training.staleness = {stale}: at least 0, and below limits.live_tickets ({most})"
+    if stale and alone:
+        yield f"training.staleness = {stale}, but a turn is one step here, and ends before the next begins: say 0"
+    if stale and training.in_flight:
+        yield f"training.staleness = {stale} needs all its steps in flight: leave training.in_flight at 0"
+
+
+def _cached(terms: Terms) -> Iterator[str]:
+    """Steps that each party takes by itself."""
+    training, steps = terms.training, terms.training.cached_steps
+    where = f"training.cached_steps = {steps}"
+    if steps < 0:
+        yield f"{where}: at least 0"
+    if steps <= 0:
+        return
+    if terms.schedule in SCHEDULES and not SCHEDULES[terms.schedule].together:
+        yield f"{where} is for joint, where several parties have columns of the same rows: leave it at 0"
+    if training.micro_batches != 1:
+        yield f"{where} keeps mini-batches whole: leave training.micro_batches at 1"
+    if training.staleness:
+        yield f"{where}, but with training.staleness steps are under way meanwhile: leave one of them at 0"
+    if _losses(terms) > 1:
+        yield f"{where} goes back from one loss, but {terms.topology} has {_losses(terms)} here: leave it at 0"
+
+
+def _computing(terms: Terms) -> Iterator[str]:
+    """Segments that are called otherwise than as they are."""
+    training = terms.training
+    if terms.topology not in casting.ROLES or not (training.autocast or training.compiled):
+        return
+    known = [segment.name for segment in terms.drawn().segments]
+    for what in ("autocast", "compiled"):
+        for name in getattr(training, what):
+            if name not in known:
+                yield f"training.{what}: {name!r} is no segment of {terms.topology}{nearest(name, known)}"
+    if training.compiled and training.staleness and not [*casting.faults(terms)]:
+        stale = Plan(terms=terms, contents=Contents.empty()).staleness
+        for name in training.compiled:
+            if stale.get(name):
+                yield (
+                    f"training.compiled: by training.staleness {name} is called by weights that it had before, and "
+                    "what is compiled knows only the present ones: leave it out, or say staleness = 0"
+                )
+
+
+def _codecs(terms: Terms) -> Iterator[str]:
+    """Whether what is to be encoded crosses, in that way, and by whom it can be remembered row by row."""
+    if not terms.codec or (terms.topology not in TOPOLOGIES and terms.topology != OWN):
+        return
+    topology = terms.drawn()
+    cuts = {edge.name: edge for edge in topology.cuts()}
+    for edge, times in Counter(each.edge for each in terms.codec).items():
+        if times > 1:
+            yield f"codec: {times} entries for {edge or 'all cuts'}: say one"
+    for each in terms.codec:
+        where = f"codec of {each.edge or 'all cuts'}"
+        if each.edge and each.edge not in cuts:
+            yield f"{where}: nothing crosses there; what crosses: {', '.join(cuts)}"
+            continue
+        if each.feedback_mib < 1:
+            yield f"{where}: feedback_mib = {each.feedback_mib}: a number of MiB, at least 1"
+        named = [cuts[each.edge]] if each.edge else [e for e in cuts.values() if topology.source_kind(e) is None]
+        for way in WAYS:
+            yield from _feedback(topology, named, each, way)
+
+
+def _feedback(topology: Topology, edges: list[Edge], codec: CodecTerms, way: Way) -> Iterator[str]:
+    where = f"codec of {codec.edge or 'all cuts'}: {way}_feedback = {codec.feedback(way)!r}"
+    if not codec.feedback(way):
+        return
+    if not codec.stages(way):
+        yield f"{where}, but nothing is encoded that way: say {way} = …, or leave it out"
+    having = {source.role for source in topology.sources}
+    for edge in edges:
+        sender = topology.role_of(edge.source if way == "forward" else edge.target)
+        if codec.feedback(way) == "sample" and sender not in having:
+            yield f'{where}, but {sender}, which sends on {edge.name}, does not know whose rows it sends: say "channel"'
 
 
 def _quorum(terms: Terms) -> Iterator[str]:

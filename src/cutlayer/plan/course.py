@@ -28,6 +28,8 @@ class Course:
     turn: TurnUnit = "epoch"
     seed: int = 0
     micro_batches: int = 1
+    tries: tuple[int, ...] = ()
+    """How many micro-batches a step may have, where the conductor is to try them."""
     clients_per_round: Choice = "all"
     local_epochs: int = 1
     local_steps: int = 0
@@ -72,7 +74,8 @@ class Course:
             drop_last=training.drop_last,
             turn=terms.turn,
             seed=terms.seed,
-            micro_batches=training.micro_batches,
+            micro_batches=1 if training.micro_batches == "auto" else training.micro_batches,
+            tries=_tries(plan) if training.micro_batches == "auto" else (),
             clients_per_round=training.clients_per_round,
             local_epochs=training.local_epochs,
             local_steps=training.local_steps,
@@ -184,6 +187,14 @@ class Course:
     def _batch_rows(self, party: str, number: int, step: int) -> int:
         _, index = self.place(party, number, step)
         return min(self.batch_size, self.train_rows[party] - index * self.batch_size)
+
+
+TRIES = (1, 2, 4, 8)
+
+
+def _tries(plan: Plan) -> tuple[int, ...]:
+    most = min(plan.terms.training.batch_size, plan.terms.limits.live_tickets)
+    return tuple(parts for parts in TRIES if parts <= most)
 
 
 def _leaving(plan: Plan, party: str) -> frozenset[str]:

@@ -53,6 +53,9 @@ def _table(table: Any, kind: type, path: str, faults: list[str], what: str = "pl
 def _value(value: Any, kind: Any, path: str, faults: list[str]) -> Any:
     if kind == Method or kind == Method | None:
         return _method(value, path, faults)
+    if kind == tuple[Method, ...]:
+        methods = value if isinstance(value, list) else [value]
+        return tuple(_method(method, path, faults) for method in methods)
     if kind in (dict[str, PartyTerms], dict[str, Method]):
         return _named(value, typing.get_args(kind)[1], path, faults)
     if (item := _item(kind)) is not None:

@@ -13,8 +13,10 @@ import msgspec
 
 from cutlayer.plan.schedule import SCHEDULES, Schedule
 from cutlayer.plan.tensors import TensorShape, TensorSpec
-from cutlayer.plan.terms import TOGETHER, Method, Terms
+from cutlayer.plan.terms import TOGETHER, CodecTerms, Method, Terms
 from cutlayer.plan.topology import Source, Topology
+
+RAW = CodecTerms()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +203,31 @@ class Plan:
     def forwarded_pairs(self) -> frozenset[tuple[str, str]]:
         """Parties with an edge between them, of which neither is the conductor."""
         return self.terms.forwarded_pairs
+
+    def coding(self, edge: str) -> CodecTerms:
+        """How an edge is encoded: by the entry that names it, or the one for all cuts that carry activations."""
+        return self._codings.get(edge, RAW)
+
+    @cached_property
+    def _codings(self) -> dict[str, CodecTerms]:
+        topology = self.topology
+        everywhere = next((each for each in self.terms.codec if not each.edge), RAW)
+        activations = {edge.name: everywhere for edge in topology.cuts() if topology.source_kind(edge) is None}
+        return activations | {each.edge: each for each in self.terms.codec if each.edge}
+
+    @cached_property
+    def staleness(self) -> dict[str, int]:
+        """By segment: by how many steps the weights with which a mini-batch meets it are older than in an exact run.
+
+        The plan's at those furthest from a loss, none at the losses, and in proportion between them: each leg of the
+        way has as many steps under way then.
+        """
+        most, topology = self.terms.training.staleness, self.topology
+        if not most:
+            return {}
+        cuts = {segment.name: topology.crossings_to_loss(segment.name) for segment in topology.segments}
+        longest = max(cuts.values())
+        return {name: most * count // longest for name, count in cuts.items()} if longest else {}
 
     def loss_of(self, segment: str) -> Method:
         """The loss that a segment ends in; by default rows are compared with what was made of them by their squares."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from cutlayer.plan.course import Course
 
 TurnUnit = Literal["epoch", "batch"]
+AS_DECIDED = -1
+"""As many parts as the conductor has found to be fastest."""
+STEPS_TRIED = 8
 Kind = Literal["weights", "gradients"]
 
 
@@ -22,7 +25,8 @@ class Train:
     """The parties train on their own rows: `steps` steps of their round `round`, from step `first` of the round on.
 
     With `joined`, one step is made of all parties' batches together: one loss, summed over all their rows. Each of the
-    batches has `parts` parts then, since a part of one meets the same part of all others.
+    batches has `parts` parts then, since a part of one meets the same part of all others. `tried`: how fast it goes is
+    to be found out.
     """
 
     parties: tuple[str, ...]
@@ -31,8 +35,10 @@ class Train:
     steps: int
     joined: bool = False
     parts: int = 0
+    """If it is not the plan's number: how many, or `AS_DECIDED`."""
     silent: frozenset[str] = frozenset()
     """Edges that carry nothing in this turn."""
+    tried: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,7 +214,8 @@ def works(course: "Course", schedule: "Schedule") -> Iterator[Work]:
     Turns are parted where edges carry something only in every so-manyth step, and where a save is due. Edges from
     absent parties are silent; clients whose segments are equal get those of one that was there when they return.
     """
-    return _with_saves(_turns(course, schedule), course)
+    turns = _turns(course, schedule)
+    return _with_saves(_tried(turns, course) if course.tries else turns, course)
 
 
 def _turns(course: "Course", schedule: "Schedule") -> Iterator[Work]:
@@ -218,6 +225,27 @@ def _turns(course: "Course", schedule: "Schedule") -> Iterator[Work]:
         if gone and isinstance(work, Train | Evaluate):
             work = replace(work, silent=work.silent | gone)
         yield from _parted(work, course) if isinstance(work, Train) and course.periods else (work,)
+
+
+def _tried(works: Iterator[Work], course: "Course") -> Iterator[Work]:
+    """Turns of a few steps with each number of micro-batches, once there and back; the rest with the fastest.
+
+    The first client with enough steps tries them; the first trial warms up. Until then there is one part.
+    """
+    sequence = (1, *course.tries, *reversed(course.tries))
+    through = False
+    for work in works:
+        if not isinstance(work, Train):
+            yield work
+        elif through:
+            yield replace(work, parts=AS_DECIDED)
+        elif (steps := min(STEPS_TRIED, work.steps // (len(sequence) + 1))) < 3:
+            yield replace(work, parts=1)
+        else:
+            for at, parts in enumerate(sequence):
+                yield replace(work, first=work.first + at * steps, steps=steps, parts=parts, tried=True)
+            done, through = len(sequence) * steps, True
+            yield replace(work, first=work.first + done, steps=work.steps - done, parts=AS_DECIDED)
 
 
 def _caught_up(course: "Course", schedule: "Schedule") -> Iterator[HandOver]:

@@ -51,6 +51,11 @@ class TensorSpec(Struct, frozen=True, kw_only=True):
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+def most_coded_bytes(shape: TensorShape) -> int:
+    """The longest payload that a tensor like this may be encoded as: what a receiver takes, and a plan may name."""
+    return 2 * shape.nbytes + 256
+
+
 def _size(dim: Dim, rows: int) -> int:
     if isinstance(dim, int):
         return dim

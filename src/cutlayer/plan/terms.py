@@ -8,7 +8,7 @@ from cutlayer.plan.schedule import TurnUnit
 from cutlayer.plan.tensors import DType, TensorSpec
 from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, SourceKind, Topology
 
-FORMAT = 3
+FORMAT = 4
 
 TOGETHER = "all"
 """The owner of rows that several parties have different columns of: they travel as one."""
@@ -18,6 +18,8 @@ AveragedOptimizer = Literal["reset", "keep", "average"]
 ClientSegments = Literal["equal", "own"]
 Choice = int | float | Literal["all"]
 Quorum = int | Literal["all"]
+Way = Literal["forward", "backward"]
+WAYS: tuple[Way, ...] = ("forward", "backward")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,14 @@ class InputTerms:
 class Training:
     """How the segments learn. One optimizer per replica; `server_optimizer` is that of server segments, if another.
 
+    A step's mini-batch travels in `micro_batches` parts, of which `in_flight` at a time (0: all); `"auto"`: the
+    conductor tries some numbers in the first steps, and keeps the fastest. `staleness`: how many more steps are begun
+    before the oldest is through; each goes back by the weights with which it went forward, older by so many steps.
+    `statistics_of_parts`: layers that normalise over a batch may do so over each part of one. `cached_steps`: where
+    parties have columns of the same rows, steps that each of them takes by itself after one that all take, on what it
+    has of the last mini-batches. `autocast`: segments that compute in bfloat16 where torch holds that to be safe;
+    `compiled`: those that `torch.compile` makes faster.
+
     `clients_per_round`: how many clients a round has, or which part of them, or all. In a round a client makes
     `local_epochs` passes over its rows, or takes `local_steps` steps if that is not 0.
     `averaged_optimizer`: what becomes of the optimizer of a replica whose weights were averaged.
@@ -71,7 +81,13 @@ class Training:
     batch_size: int
     rounds: int
     lr_schedule: Method | None = None
-    micro_batches: int = 1
+    micro_batches: int | Literal["auto"] = 1
+    in_flight: int = 0
+    staleness: int = 0
+    statistics_of_parts: bool = False
+    cached_steps: int = 0
+    autocast: tuple[str, ...] = ()
+    compiled: tuple[str, ...] = ()
     shuffle: bool = True
     drop_last: bool = False
     held_out: float = 0.2
@@ -116,6 +132,37 @@ class PartyTerms:
         return self.role == "client" or bool(self.input)
 
 
+Feedback = Literal["", "channel", "sample"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecTerms:
+    """How what crosses on `edge` is encoded, each way: by stages, one after another; without any, as it is.
+
+    Without an edge: on every cut that carries activations and has no entry of its own. `…_feedback`: what encoding
+    lost of a tensor is added to the next one of that edge and way (`channel`), or to the same row's next one
+    (`sample`), which takes memory: at most `feedback_mib` MiB for each edge, way and owner of rows.
+    """
+
+    edge: str = ""
+    forward: tuple[Method, ...] = ()
+    backward: tuple[Method, ...] = ()
+    forward_feedback: Feedback = ""
+    backward_feedback: Feedback = ""
+    feedback_mib: int = 256
+
+    def stages(self, way: Way) -> tuple[Method, ...]:
+        return self.forward if way == "forward" else self.backward
+
+    @property
+    def coded(self) -> bool:
+        """Whether anything is encoded."""
+        return bool(self.forward or self.backward)
+
+    def feedback(self, way: Way) -> Feedback:
+        return self.forward_feedback if way == "forward" else self.backward_feedback
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveTerms:
     """When the parties write down their parts of the run: after so many rounds, and at the end; and after each
@@ -135,6 +182,7 @@ class Terms:
     `labels`: the party that has the labels, where that is a choice; `labels_leave`: they may go to another one.
     `join`: how the activations of several parties become one; without a name the user's module is called with all.
     `source`, `segment`, `edge`: what a topology of one's own (`topology = "own"`) consists of.
+    `codec`: how what crosses is encoded.
     `quorum`: how many clients are enough to go on with when others are lost or slow; by default all are waited for.
     """
 
@@ -156,6 +204,7 @@ class Terms:
     source: tuple[Source, ...] = ()
     segment: tuple[SegmentNode, ...] = ()
     edge: tuple[Edge, ...] = ()
+    codec: tuple[CodecTerms, ...] = ()
     quorum: Quorum = "all"
     saves: SaveTerms = field(default_factory=SaveTerms)
     limits: Limits = field(default_factory=Limits)

@@ -135,6 +135,12 @@ class Topology:
         """The edges that cross from one role to another."""
         return tuple(e for e in self.edges if self.role_of(e.source) != self.role_of(e.target))
 
+    def crossings_to_loss(self, node: str) -> int:
+        """How many cuts lie between a node and the loss that is furthest from it."""
+        onward = self.outputs(node)
+        own = self.role_of(node)
+        return max(((self.role_of(e.target) != own) + self.crossings_to_loss(e.target) for e in onward), default=0)
+
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(n.role for n in self.nodes))

@@ -6,7 +6,7 @@ All raise `RemoteProtocolError` by the name of a rule.
 from collections.abc import Mapping
 
 from cutlayer.errors import RemoteProtocolError
-from cutlayer.plan.tensors import TensorShape
+from cutlayer.plan.tensors import TensorShape, most_coded_bytes
 from cutlayer.protocol.messages import MARK_BYTES, Backward, Forward, Ticket
 from cutlayer.protocol.route import EdgeRoute, Route
 from cutlayer.protocol.turns import Flight, OpenTurn
@@ -57,7 +57,7 @@ def check_forward(turn: OpenTurn, flight: Flight, edge: EdgeRoute, peer: str, me
         raise RemoteProtocolError("duplicate", peer, f"{ticket} is through already")
     if (edge.name, "forward") in flight.seen:
         raise RemoteProtocolError("duplicate", peer, f"a second activation on {edge.name} for {ticket}")
-    _check_shapes(peer, message, edge.shapes(flight.batch.rows))
+    _check_shapes(peer, message, edge.shapes(flight.batch.rows), coded="forward" in edge.coded)
 
 
 def check_mark(peer: str, message: Forward, *, due: bool) -> None:
@@ -74,16 +74,27 @@ def check_backward(turn: OpenTurn, edge: EdgeRoute, peer: str, message: Backward
         raise RemoteProtocolError("duplicate", peer, f"a second gradient on {edge.name} for {ticket}")
     if flight is None or (edge.source, "forward") not in flight.seen:
         raise RemoteProtocolError("gradient-before-activation", peer, f"{edge.name} for {ticket}")
-    _check_shapes(peer, message, edge.answer_shapes(flight.batch.rows, turn.purpose))
+    _check_shapes(peer, message, edge.answer_shapes(flight.batch.rows, turn.purpose), coded="backward" in edge.coded)
     if not _fits(message.normaliser, turn, flight):
         raise RemoteProtocolError("wrong-normaliser", peer, f"{message.normaliser} for {ticket}")
     return flight
 
 
-def _check_shapes(peer: str, message: Forward | Backward, expected: tuple[TensorShape, ...]) -> None:
+def _check_shapes(
+    peer: str, message: Forward | Backward, expected: tuple[TensorShape, ...], *, coded: bool
+) -> None:  # fmt: skip
     if message.tensors != expected:
         sent, due = (", ".join(map(str, shapes)) or "nothing" for shapes in (message.tensors, expected))
         raise RemoteProtocolError("wrong-shape", peer, f"{sent} on {message.edge} for {message.ticket}; due: {due}")
+    if not coded and not message.sizes:
+        return
+    most = tuple(map(most_coded_bytes, expected)) if coded else ()
+    if len(message.sizes) != len(most) or any(size > limit for size, limit in zip(message.sizes, most, strict=True)):
+        raise RemoteProtocolError(
+            "wrong-size",
+            peer,
+            f"{message.sizes} bytes encoded on {message.edge} for {message.ticket}; at most {most}",
+        )
 
 
 def _fits(normaliser: float, turn: OpenTurn, flight: Flight) -> bool:

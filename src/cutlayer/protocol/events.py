@@ -97,7 +97,14 @@ class Broke:
     error: CutlayerError
 
 
-Event = Connected | Received | Ran | Stored | Lost | Tick | Broke
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """How many micro-batches a step has from now on."""
+
+    micro_batches: int
+
+
+Event = Connected | Received | Ran | Stored | Lost | Tick | Broke | Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,8 @@ class Step:
     """Whose rows the step was made of, as far as this party had to do with them."""
     round: int
     normaliser: float
+    stale: int = 0
+    """How many steps lie between the weights by which the step was computed and those that it changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +242,19 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Lap:
+    """A step with so many micro-batches is through here: note the time."""
+
+    turn: int
+    micro_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Conductor: all laps are run: say by `Decided` how many micro-batches are fastest."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """A turn is over as far as `sums` go: losses and counts by owner of the rows."""
 
@@ -274,4 +296,4 @@ class Fail:
 
 Movement = Give | Take | Add | Spread | Settle
 Lasting = Restore | Store | Commit | Finish
-Action = Run | Send | Open | Step | Movement | Lasting | Tell | Drop | Done | Fail
+Action = Run | Send | Open | Step | Movement | Lasting | Lap | Decide | Tell | Drop | Done | Fail

@@ -1,8 +1,9 @@
 """Keeps one replica's work in the schedule's order, whatever the order in which messages arrive.
 
 Parameters are frozen while a step's tickets are in flight: a ticket of a later step, or of another client's later
-turn, waits here. Within a step forwards run in ticket order and backwards run in ticket order, so that sums and
-BatchNorm statistics have the same bits on every run.
+turn, waits here. Where the plan admits staleness, so many later steps go forward before; always the same ones before
+each change of the weights, so that the bits do not depend on the network. Within a step forwards run in ticket order
+and backwards run in ticket order, so that sums and BatchNorm statistics have the same bits on every run.
 """
 
 from collections import deque
@@ -17,7 +18,8 @@ from cutlayer.protocol.messages import Purpose
 class Slot:
     """A turn's place in a replica's queue.
 
-    For training, `step` is the one whose tickets may run, and `drained` counts those of its tickets that are through.
+    For training, `step` is the one whose tickets may go back, and `drained` counts those of its tickets that are
+    through; `ahead` is the one whose tickets may go forward: the same, or where the plan admits staleness a later one.
     For evaluation and prediction the whole turn is one step. A movement has no tickets: while its slot is in front,
     state may move.
     """
@@ -26,6 +28,7 @@ class Slot:
     purpose: Purpose | None
     steps: int
     step: int = 0
+    ahead: int = 0
     forwards: int = 0
     backwards: int = 0
     drained: int = 0
@@ -34,7 +37,7 @@ class Slot:
     def next_step(self) -> bool:
         """Move on to the next step; whether there is one."""
         self.step += 1
-        self.forwards = self.backwards = self.drained = 0
+        self.backwards = self.drained = 0
         self.normaliser = 0.0
         return self.step < self.steps
 
@@ -42,9 +45,10 @@ class Slot:
 class Gate:
     """The queue of one replica: slots in schedule order, and the work that waits for its slot."""
 
-    def __init__(self) -> None:
+    def __init__(self, staleness: int = 0) -> None:
         self.slots: deque[Slot] = deque()
-        self._waiting: list[Run] = []
+        self._staleness = staleness
+        self._waiting: list[tuple[Run, int]] = []
 
     def append(self, turn: int, purpose: Purpose | None, steps: int) -> None:
         """Queue a turn of so many steps (for evaluation: of so many tickets), or a movement."""
@@ -54,19 +58,23 @@ class Gate:
         """Whether all work before this turn is done."""
         return bool(self.slots) and self.slots[0].turn == turn
 
-    def offer(self, run: Run) -> Iterator[Run]:
-        """The work that may run now: `run` and what waited for it, or nothing."""
-        self._waiting.append(run)
+    def offer(self, run: Run, parts: int) -> Iterator[Run]:
+        """The work that may run now: `run`, of a step of so many parts, and what waited for it, or nothing."""
+        self._waiting.append((run, parts))
         return self.release() if self._is_due(run) else iter(())
 
     def release(self) -> Iterator[Run]:
         """Waiting work whose time has come, in order."""
-        while (run := next(filter(self._is_due, self._waiting), None)) is not None:
-            self._waiting.remove(run)
-            if run.direction == "forward":
-                self.slots[0].forwards += 1
+        while (due := next((each for each in self._waiting if self._is_due(each[0])), None)) is not None:
+            self._waiting.remove(due)
+            run, parts = due
+            slot = self.slots[0]
+            if run.direction == "backward":
+                slot.backwards += 1
             else:
-                self.slots[0].backwards += 1
+                slot.forwards += 1
+                if slot.forwards == parts:
+                    slot.ahead, slot.forwards = slot.ahead + 1, 0
             yield run
 
     def _is_due(self, run: Run) -> bool:
@@ -75,5 +83,12 @@ class Gate:
         slot, ticket = self.slots[0], run.ticket
         if slot.purpose in ("eval", "predict"):
             return ticket.turn == slot.turn
-        cursor = slot.forwards if run.direction == "forward" else slot.backwards
-        return (ticket.turn, ticket.step, ticket.micro) == (slot.turn, slot.step, cursor)
+        place = (ticket.turn, ticket.step, ticket.micro)
+        if run.direction == "forward":
+            return place == (slot.turn, slot.ahead, slot.forwards) and slot.ahead <= slot.step + self._staleness
+        return place == (slot.turn, slot.step, slot.backwards) and slot.ahead > self._first_to_wait(slot)
+
+    def _first_to_wait(self, slot: Slot) -> int:
+        """The last step that goes forward by the present weights, and so before they change. Without staleness a part
+        may go back before the next one of its step has come."""
+        return min(slot.step + self._staleness, slot.steps - 1) if self._staleness else -1

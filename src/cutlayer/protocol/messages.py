@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from cutlayer.plan.membership import ALL, NEVER, Membership
 from cutlayer.plan.tensors import TensorShape
 
-VERSION = 4
+VERSION = 5
 
 SENTENCE = 4096
 
@@ -23,6 +23,7 @@ Sentence = Annotated[str, Meta(max_length=SENTENCE)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Numbers = Annotated[tuple[Count, ...], Meta(max_length=256)]
 Tensors = Annotated[tuple[TensorShape, ...], Meta(max_length=64)]
+Sizes = Annotated[tuple[Count, ...], Meta(max_length=64)]
 Sums = Annotated[dict[Name, float], Meta(max_length=64)]
 Purpose = Literal["train", "eval", "predict"]
 Task = Literal["train", "predict"]
@@ -95,6 +96,8 @@ class Turn(Struct, frozen=True, forbid_unknown_fields=True, tag="turn"):
     work: Purpose
     parties: Annotated[tuple[Name, ...], Meta(max_length=65_536)]
     steps: Count
+    parts: Count = 0
+    """How many micro-batches each step has, where the conductor has decided that; else 0."""
 
 
 class Forward(Struct, frozen=True, forbid_unknown_fields=True, tag="forward"):
@@ -108,6 +111,8 @@ class Forward(Struct, frozen=True, forbid_unknown_fields=True, tag="forward"):
     edge: Name
     tensors: Tensors
     mark: Mark = b""
+    sizes: Sizes = ()
+    """Where the edge has a codec: the bytes that each of the tensors became."""
 
 
 class Backward(Struct, frozen=True, forbid_unknown_fields=True, tag="backward"):
@@ -121,6 +126,8 @@ class Backward(Struct, frozen=True, forbid_unknown_fields=True, tag="backward"):
     edge: Name
     tensors: Tensors
     normaliser: float
+    sizes: Sizes = ()
+    """As in `Forward`."""
 
 
 class State(Struct, frozen=True, forbid_unknown_fields=True, tag="state"):

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 from cutlayer.plan.check import moves_state
 from cutlayer.plan.plan import Contents, Cutting, Plan
-from cutlayer.plan.tensors import TensorShape, TensorSpec
+from cutlayer.plan.tensors import TensorShape, TensorSpec, most_coded_bytes
+from cutlayer.plan.terms import WAYS, Way
 from cutlayer.plan.topology import Topology
 from cutlayer.protocol.events import Replica
 from cutlayer.protocol.messages import Purpose
-from cutlayer.protocol.wire import body_bytes
+from cutlayer.protocol.wire import body_bytes, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class EdgeRoute:
     returns: bool
     differentiable: bool
     """Whether an answer has gradients, when training."""
+    coded: frozenset[Way]
+    """The ways in which tensors are encoded."""
     _known: dict[tuple[str, int], tuple[TensorShape, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def shapes(self, rows: int) -> tuple[TensorShape, ...]:
@@ -86,6 +89,7 @@ class Route:
             tensors=cutting.edges[name],
             returns=self._topology.source(source) is None or self._would_run_ahead(source, target),
             differentiable=_gives_gradient(self._topology, cutting, name),
+            coded=frozenset(way for way in WAYS if plan.coding(name).stages(way)),
         )
 
     def _would_run_ahead(self, source: str, target: str) -> bool:
@@ -128,8 +132,15 @@ def parties_on_the_way(plan: Plan, owners: Iterable[str], silent: frozenset[str]
 def largest_body_bytes(plan: Plan) -> int:
     """The largest body that any message of this plan may carry; a channel refuses more from the prelude alone."""
     rows = plan.terms.training.batch_size
-    edges = [specs for cutting in plan.contents.everywhere for specs in cutting.edges.values()]
-    largest = max(body_bytes([spec.for_rows(rows) for spec in specs]) for specs in edges)
+    edges = [
+        (plan.coding(edge), [spec.for_rows(rows) for spec in specs])
+        for cutting in plan.contents.everywhere
+        for edge, specs in cutting.edges.items()
+    ]
+    largest = max(
+        sum(padded(most_coded_bytes(shape)) for shape in shapes) if coding.coded else body_bytes(shapes)
+        for coding, shapes in edges
+    )
     return max(state_limit_bytes(plan), largest, sealed_limit_bytes(plan, largest))
 
 

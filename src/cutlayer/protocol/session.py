@@ -15,6 +15,7 @@ from cutlayer.protocol.events import (
     Action,
     Commit,
     Connected,
+    Decided,
     Done,
     Drop,
     Event,
@@ -157,6 +158,8 @@ class Session:
                 self._received(event)
             case Stored():
                 self._stored(event)
+            case Decided():
+                self._works.decide(event.micro_batches)
             case Connected():
                 self._connected(event.peer)
             case Lost():

@@ -7,20 +7,31 @@ Every activation is answered, by its gradient or, where there is none (evaluatio
 without tensors. So the owner of the rows always knows how far the others are, and never runs ahead of them.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from cutlayer.errors import Diverged, Misaligned
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Turn
+from cutlayer.plan.schedule import Train, Turn
 from cutlayer.plan.terms import TOGETHER
 from cutlayer.protocol.arrivals import backward_edge, check_backward, check_forward, check_mark, due_turn, forward_edge
-from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Ran, Replica, Run, Send, Step, Value
-from cutlayer.protocol.gate import Gate
+from cutlayer.protocol.events import JOINED, Action, Direction, Joined, Lap, Ran, Replica, Run, Send, Step, Value
+from cutlayer.protocol.gate import Gate, Slot
 from cutlayer.protocol.messages import Backward, Forward, Ticket
 from cutlayer.protocol.owing import awaited
 from cutlayer.protocol.route import EdgeRoute, Route
-from cutlayer.protocol.turns import WINDOW, Flight, OpenTurn
+from cutlayer.protocol.turns import Flight, OpenTurn
+
+
+class Gates(dict[Replica, Gate]):
+    """A gate for each replica, made when it is asked for."""
+
+    def __init__(self, staleness: Mapping[str, int]) -> None:
+        super().__init__()
+        self._staleness = staleness
+
+    def __missing__(self, replica: Replica) -> Gate:
+        gate = self[replica] = Gate(self._staleness.get(replica[0], 0))
+        return gate
 
 
 class Traffic:
@@ -37,12 +48,13 @@ class Traffic:
             plan.holder(role, "") for role in plan.topology.roles if role != "client"
         }
         """Whether clients' rows meet replicas of mine, not only my own rows."""
-        self.gates: defaultdict[Replica, Gate] = defaultdict(Gate)
+        self.gates = Gates(plan.staleness)
         self._topology = plan.topology
         self.left = False
         """Whether a replica of mine has gone on to what comes next; whoever waits for that resets it."""
         self.joined_normaliser = 0.0
         """Of the last step of joined batches in which my rows took part: over all parties' rows."""
+        self._staleness, self._in_flight = plan.staleness, plan.terms.training.in_flight
         self._own_steps = plan.terms.training.client_segments == "own"
         """Whether a client steps by itself after joined batches, or when the sum of all gradients has come."""
 
@@ -89,19 +101,28 @@ class Traffic:
         for turn in self.turns.values():
             if (owner := self._loads(turn)) is not None:
                 if turn.granted and not turn.begun:
-                    for _ in range(WINDOW[turn.purpose]):
+                    turn.last_back = next(iter(self._route(turn, owner).replicas.values()), None)
+                    for _ in range(turn.at_once):
                         self._begin_step(turn, owner)
                 return
 
     def _begin_step(self, turn: OpenTurn, owner: str) -> None:
         if turn.begun == turn.steps[owner]:
             return
-        sources = self._route(turn, owner).sources
-        for micro, batch in enumerate(turn.batches(owner, turn.begun)):
-            ticket = Ticket(turn.number, owner, turn.begun, micro, turn.purpose)
-            self._flight(turn, ticket)
-            self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in sources]
+        for micro in range(len(turn.batches(owner, turn.begun))):
+            turn.to_load.append(Ticket(turn.number, owner, turn.begun, micro, turn.purpose))
         turn.begun += 1
+        self._load(turn)
+
+    def _load(self, turn: OpenTurn) -> None:
+        """Bring in my rows of as many more tickets as may be in flight."""
+        limited = self._in_flight and turn.purpose == "train"
+        while turn.to_load and not (limited and turn.loaded >= self._in_flight):
+            ticket = turn.to_load.popleft()
+            batch = self._flight(turn, ticket).batch
+            turn.loaded += 1
+            sources = self._route(turn, ticket.owner).sources
+            self.out += [Run(ticket, name, "load", (name, self.me), batch=batch) for name in sources]
 
     def awaited(self, turn: OpenTurn) -> set[str]:
         """Whose activations or answers are due to me now, so that a turn can go on."""
@@ -240,20 +261,21 @@ class Traffic:
         """A node has what it needs to run for this ticket; where batches are joined, it runs once for all owners."""
         replica = flight.route.replicas[node]
         if not self._joins(turn, flight, node):
-            self._offer(Run(ticket, node, way, replica, values, flight.batch))
+            self._offer(turn, Run(ticket, node, way, replica, values, flight.batch))
         elif come := turn.gathered(ticket, node, way, values):
             owners = turn.work.parties
             inputs = {edge: Joined(tuple(come[owner][edge] for owner in owners)) for edge in values}
             rows = tuple(turn.flights[sibling].batch.rows for sibling in turn.siblings(ticket))
             joined = Ticket(ticket.turn, JOINED, ticket.step, ticket.micro, ticket.purpose)
-            self._offer(Run(joined, node, way, replica, inputs, owners=owners, rows=rows))
+            self._offer(turn, Run(joined, node, way, replica, inputs, owners=owners, rows=rows))
 
     def _joins(self, turn: OpenTurn, flight: Flight, node: str) -> bool:
         """Whether a node of mine runs once for all owners of joined batches: one that is no owner's own."""
         return turn.joined and flight.route.replicas[node][1] != flight.route.owner
 
-    def _offer(self, run: Run) -> None:
-        self.out += self.gates[run.replica].offer(run)
+    def _offer(self, turn: OpenTurn, run: Run) -> None:
+        owner = run.owners[0] if run.owners else run.ticket.owner
+        self.out += self.gates[run.replica].offer(run, len(turn.batches(owner, run.ticket.step)))
 
     # ------------------------------------------------------------------ when a replica's step has drained
 
@@ -294,6 +316,9 @@ class Traffic:
 
     def _drain(self, turn: OpenTurn, replica: Replica, owners: tuple[str, ...], normaliser: float) -> None:
         """Another ticket of the step is through this replica; after the last one it steps, and goes on."""
+        if replica == turn.last_back:
+            turn.loaded -= 1
+            self._load(turn)
         gate = self.gates[replica]
         slot = gate.slots[0]
         slot.drained += 1
@@ -301,11 +326,11 @@ class Traffic:
         if slot.drained < len(turn.batches(owners[0], slot.step)):
             return
         if not turn.joined or replica[1] not in owners:
-            self._step((replica,), owners, turn, slot.normaliser)
+            self._step((replica,), owners, turn, slot)
         elif turn.is_last(slot.step):
             self.joined_normaliser = slot.normaliser
             replicas = tuple(self.route(self.me).replicas.values()) if self._own_steps else ()
-            self._step(replicas, owners, turn, slot.normaliser)
+            self._step(replicas, owners, turn, slot)
         step = slot.step
         if not slot.next_step():
             self._leave(turn, gate)
@@ -313,11 +338,17 @@ class Traffic:
             self._finish_step(turn, owners, step)
         self.out += gate.release()
 
-    def _step(self, replicas: tuple[Replica, ...], owners: tuple[str, ...], turn: OpenTurn, normaliser: float) -> None:
+    def _step(
+        self, replicas: tuple[Replica, ...], owners: tuple[str, ...], turn: OpenTurn, slot: Slot
+    ) -> None:  # fmt: skip
+        normaliser, step = slot.normaliser, slot.step
         if normaliser <= 0:
             raise Diverged(f"no row counts in the loss of a step of turn {turn.number}, of {', '.join(owners)}")
         stepping = [replica for replica in replicas if self._topology.source(replica[0]) is None]
-        self.out += [Step(replica, owners, turn.work.round, normaliser) for replica in stepping]
+        self.out += [
+            Step(replica, owners, turn.work.round, normaliser, min(self._staleness.get(replica[0], 0), step))
+            for replica in stepping
+        ]
 
     def _leave(self, turn: OpenTurn, gate: Gate) -> None:
         """A replica of mine is through with a turn."""
@@ -336,6 +367,8 @@ class Traffic:
 
     def _finish_step(self, turn: OpenTurn, owners: tuple[str, ...], step: int) -> None:
         turn.forget(step)
+        if isinstance(turn.work, Train) and turn.work.tried and self.me == self.plan.conductor:
+            self.out.append(Lap(turn.number, turn.work.parts))
         for each in owners:
             turn.finish(each, step)
         owner = self._loads(turn)

@@ -1,6 +1,7 @@
 """A turn that is open at a party: whose rows, which step is due, which tickets are in flight."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from cutlayer.plan.batches import Batch, step_count
 from cutlayer.plan.course import Course
 from cutlayer.plan.schedule import Evaluate, Train, Turn
 from cutlayer.protocol import messages
-from cutlayer.protocol.events import Direction, Ran, Value
+from cutlayer.protocol.events import Direction, Ran, Replica, Value
 from cutlayer.protocol.messages import Purpose, Ticket
 from cutlayer.protocol.route import Route
 
@@ -43,16 +44,36 @@ class OpenTurn:
     """What a party keeps about a turn, from its opening until its own part in it is done."""
 
     def __init__(
-        self, number: int, work: Turn, course: Course, prefixes: Mapping[str, str], window: int = 1
-    ) -> None:  # fmt: skip
-        """`prefixes`: with what the names of each loss' sums begin. `window`: of how many steps tickets may come."""
-        self._window = window
+        self,
+        number: int,
+        work: Turn,
+        course: Course,
+        prefixes: Mapping[str, str],
+        *,
+        window: int = 1,
+        ahead: int = 0,
+        decided: int = 0,
+    ) -> None:
+        """`prefixes`: with what the names of each loss' sums begin. Tickets may come of `window` steps, and of `ahead`
+        more, which are begun before the oldest is through. `decided`: how many parts a step has, if that was decided.
+        """
+        self._decided = decided
         self.number = number
         self.work = work
         self.joined = isinstance(work, Train) and work.joined
         self.purpose: Purpose = (
             "train" if isinstance(work, Train) else "eval" if isinstance(work, Evaluate) else "predict"
         )
+        ahead = ahead if self.purpose == "train" else 0
+        self.at_once = WINDOW[self.purpose] + ahead
+        """Steps that an owner of rows begins at once."""
+        self._window = max(WINDOW[self.purpose], window) + ahead
+        self.to_load: deque[Ticket] = deque()
+        """Tickets of steps that have begun, whose rows have not been brought in."""
+        self.loaded = 0
+        """Of those that were: how many are not through."""
+        self.last_back: Replica | None = None
+        """The replica of mine through which a ticket of mine goes last."""
         self._course, self._prefixes = course, prefixes
         self._batches: dict[tuple[str, int], list[Batch]] = {}
         self.steps = self._steps()
@@ -92,7 +113,11 @@ class OpenTurn:
     def message(self) -> messages.Turn:
         """What the conductor sends for this turn, and what a member expects to hear."""
         return messages.Turn(
-            number=self.number, work=self.purpose, parties=self.work.parties, steps=sum(self.steps.values())
+            number=self.number,
+            work=self.purpose,
+            parties=self.work.parties,
+            steps=sum(self.steps.values()),
+            parts=self._decided,
         )
 
     def is_due(self, ticket: Ticket) -> bool:
@@ -101,7 +126,7 @@ class OpenTurn:
         if ticket.purpose != self.purpose or step >= self.steps.get(owner, 0):
             return False
         ahead = step - self.due[owner]
-        if ahead >= max(WINDOW[self.purpose], self._window) or (ahead < 0 and self.purpose == "train"):
+        if ahead >= self._window or (ahead < 0 and self.purpose == "train"):
             return False
         return ticket.micro < len(self.batches(owner, step))
 
@@ -135,7 +160,7 @@ class OpenTurn:
     def _parts(self, owner: str, step: int) -> list[Batch]:
         number = self.work.round
         if isinstance(self.work, Train):
-            parts = self.work.parts or self._course.micro_batches
+            parts = self._decided or self.work.parts or self._course.micro_batches
             return self._course.batches(owner, number, self.work.first + step, parts)
         return self._course.held_out_batches(owner, number, step)
 
@@ -171,8 +196,8 @@ class OpenTurn:
 
     def counts(self, normaliser: float) -> bool:
         """Whether a ticket may have this normaliser: a part of a step may lie on rows that do not count."""
-        a_part = self.joined or self._course.micro_batches > 1 or self.several_losses
-        return math.isfinite(normaliser) and (normaliser > 0 or (a_part and normaliser == 0))
+        a_part = self.joined or self._course.micro_batches > 1 or self._course.tries or self.several_losses
+        return math.isfinite(normaliser) and (normaliser > 0 or (bool(a_part) and normaliser == 0))
 
     def note_loss(self, event: Ran) -> None:
         """Add what a loss was, for each owner of its rows. Raises `Diverged`."""

@@ -112,19 +112,29 @@ def decode_of(frame: Frame, decoder: "msgspec.msgpack.Decoder[Said]") -> tuple[S
         message = decoder.decode(frame.header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameRefused(f"the peer sent a header that is no message of this protocol: {error}") from error
-    tensors: Sequence[TensorShape] = getattr(message, "tensors", ())
-    if frame.body_bytes != body_bytes(tensors):
+    sizes = part_bytes(message)
+    declared = sum(map(padded, sizes))
+    if frame.body_bytes != declared:
         raise FrameRefused(
-            f"the peer sent a body of {frame.body_bytes:,} bytes under a header that declares {body_bytes(tensors):,}"
+            f"the peer sent a body of {frame.body_bytes:,} bytes under a header that declares {declared:,}"
         )
-    if not tensors:
+    if not sizes:
         return message, []
     body = frame.parts[0] if frame.parts else memoryview(b"")
     views, start = [], 0
-    for tensor in tensors:
-        views.append(body[start : start + tensor.nbytes])
-        start += padded(tensor.nbytes)
+    for nbytes in sizes:
+        views.append(body[start : start + nbytes])
+        start += padded(nbytes)
     return message, views
+
+
+def part_bytes(message: msgspec.Struct) -> Sequence[int]:
+    """How long each of the body's parts is: the tensors' own bytes, or what a codec made of them."""
+    sizes: Sequence[int] = getattr(message, "sizes", ())
+    if sizes:
+        return sizes
+    tensors: Sequence[TensorShape] = getattr(message, "tensors", ())
+    return [tensor.nbytes for tensor in tensors]
 
 
 def body_bytes(tensors: Sequence[TensorShape]) -> int:

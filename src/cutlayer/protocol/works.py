@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Evaluate, Predict, Save, Train
+from cutlayer.plan.schedule import AS_DECIDED, Evaluate, Predict, Save, Train
 from cutlayer.protocol.agenda import Agenda, Numbered
-from cutlayer.protocol.events import Action, Commit, Ran, Send, Tell, Value
+from cutlayer.protocol.events import Action, Commit, Decide, Ran, Send, Tell, Value
 from cutlayer.protocol.messages import Backward, Forward, Report, Saved, State, Turn
 from cutlayer.protocol.movements import Movements
 from cutlayer.protocol.reports import Reports
@@ -29,9 +29,13 @@ class Works:
         self.saving = Saving(plan.conductor == me)
         self.agenda: Agenda | None = None
         """Once the run has begun."""
+        self.decided = 0
+        """Conductor: how many micro-batches a step has, once that was measured."""
+        self._asked = False
         self._plan, self._me = plan, me
         self._conducts = plan.conductor == me
         self._window = 1 if plan.topology.is_chain else len(plan.topology.segments)
+        self._staleness = plan.staleness.values()
         self._place = {party: place for place, party in enumerate(plan.terms.parties)}
         limits = plan.terms.limits
         self._ahead = ahead or (limits.turns_ahead if plan.schedule.server_shared else limits.max_live)
@@ -80,7 +84,7 @@ class Works:
     def turn(self, peer: str, turn: Turn) -> None:
         """The conductor grants a turn. Raises `RemoteProtocolError` unless it is what my own schedule says."""
         self._save_passed()
-        opened = self._open_next()
+        opened = self._open_next(turn.parts)
         if opened is None or opened.message() != turn:
             raise RemoteProtocolError("off-schedule", peer, f"turn {turn.number} is not what our own schedule says")
         opened.granted = True
@@ -173,29 +177,56 @@ class Works:
             else:
                 self.movements.open(number, work)
 
-    def _open_next(self) -> OpenTurn | None:
-        """Go on in the schedule to the next turn in which I take part: its tickets may come now."""
+    def _open_next(self, decided: int) -> OpenTurn | None:
+        """Go on in the schedule to the next turn in which I take part: its tickets may come now.
+
+        `decided`: how many micro-batches the conductor has found to be best; where it has not, such a turn must wait.
+        """
         following = self._next()
         if self.agenda is None or following is None:
             return None
         number, work = following
         if not isinstance(work, Train | Evaluate | Predict):
             return None
+        waits = isinstance(work, Train) and work.parts == AS_DECIDED
+        if waits and decided not in self.agenda.course.tries:
+            return None
         self._pop()
-        turn = OpenTurn(number, work, self.agenda.course, self._plan.score_prefixes, self._window)
+        turn = OpenTurn(
+            number,
+            work,
+            self.agenda.course,
+            self._plan.score_prefixes,
+            window=self._window,
+            ahead=max(self._staleness, default=0),
+            decided=decided if waits else 0,
+        )
         self.traffic.open(turn)
         self.reports.expect(turn)
         return turn
 
     def _grant(self) -> None:
         """Conductor: grant the next turns."""
-        while len(self.reports.due) < self._ahead and (turn := self._open_next()) is not None:
+        while len(self.reports.due) < self._ahead and (turn := self._open_next(self.decided)) is not None:
             turn.granted = True
             self._open_movements()
             message = turn.message()
             for peer in sorted(turn.unreported.keys() - {self._me}, key=self._place.__getitem__):
                 self._send(peer, message)
             self.traffic.begin()
+        if not (self.decided or self._asked or self.reports.due) and self._must_decide():
+            self._asked = True
+            self.out.append(Decide())
+
+    def _must_decide(self) -> bool:
+        """Whether the next turn has as many micro-batches as are fastest."""
+        following = self._next()
+        return following is not None and isinstance(following[1], Train) and following[1].parts == AS_DECIDED
+
+    def decide(self, micro_batches: int) -> None:
+        """Conductor: from now on a step has so many micro-batches."""
+        self.decided = micro_batches
+        self.go_on()
 
     def _settle(self) -> None:
         """Report the turns in which my part is done."""

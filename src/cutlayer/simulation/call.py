@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from cutlayer.plan.terms import (
     AveragedOptimizer,
     Choice,
     ClientSegments,
+    CodecTerms,
     InputTerms,
     Method,
     ModelTerms,
@@ -58,7 +59,13 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     lr_schedule: str | Mapping[str, Any] | None = None,
     lr_scales: Mapping[str, float] | None = None,
     batch_size: int = 64,
-    micro_batches: int = 1,
+    micro_batches: int | Literal["auto"] = 1,
+    in_flight: int = 0,
+    staleness: int = 0,
+    statistics_of_parts: bool = False,
+    cached_steps: int = 0,
+    autocast: Sequence[str] = (),
+    compiled: Sequence[str] = (),
     rounds: int = 1,
     clients_per_round: Choice = "all",
     local_epochs: int = 1,
@@ -70,6 +77,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     personal: Sequence[str] = (),
     upload_every: int = 1,
     party_dropout: float = 0.0,
+    codec: str | CodecTerms | Sequence[CodecTerms] = (),
     cuts: Mapping[str, Cut] | None = None,
     aggregator_sees_weights: bool = False,
     held_out: HeldOut = 0.2,
@@ -103,6 +111,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         losses: of segments that have another loss, by segment; `loss_weights`: λ of each, where there are several.
         upload_every: with `decoupled`, the server gets each so-manyth batch.
         party_dropout: how often a party's activation is left out in training, so that the model can do without.
+        codec: how what crosses is encoded: a codec's name for all cuts and both ways, or for each cut what a plan says.
         turn: with `alternating` and `relay`, `"epoch"` or `"batch"`: how long one client trains before the next does.
         loss: a loss by its name in `torch.nn.functional`, or a mapping of `name` and its options.
         optimizer: one by its name in `torch.optim`, or a mapping of `name` and its options; `lr` is one of them.
@@ -110,6 +119,12 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         lr_schedule: one by its name in `torch.optim.lr_scheduler`, or a mapping; it moves on every round, or on every
             step with the option `every="step"`.
         lr_scales: by client, what multiplies the server's learning rate in steps on that client's rows.
+        micro_batches: in how many parts a mini-batch travels, `in_flight` of them at a time (0: all), or `"auto"`: over
+            a network the fastest number, here 1. `statistics_of_parts`: layers that normalise over a batch may do so
+            over each part.
+        staleness: how many more steps are begun before the oldest is through, by older weights.
+        cached_steps: with `joint`, steps that each party takes by itself after each one that all take.
+        autocast: segments that compute in bfloat16; `compiled`: those that `torch.compile` makes faster.
         clients_per_round: how many clients take part in a round, a number or a part (1.0 is all).
         local_epochs: passes of a client over its rows in a round.
         local_steps: steps of a client in a round, instead of whole passes.
@@ -162,6 +177,12 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
             lr_schedule=None if lr_schedule is None else _method(lr_schedule),
             batch_size=batch_size,
             micro_batches=micro_batches,
+            in_flight=in_flight,
+            staleness=staleness,
+            statistics_of_parts=statistics_of_parts,
+            cached_steps=cached_steps,
+            autocast=tuple(autocast),
+            compiled=tuple(compiled),
             rounds=rounds,
             clients_per_round=clients_per_round,
             local_epochs=local_epochs,
@@ -177,12 +198,19 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         ),
         parties=parties,
         aggregator_sees_weights=aggregator_sees_weights,
+        codec=_codecs(codec),
         limits=Limits(max_live=max_live, header_bytes=max(Limits().header_bytes, 256 * len(data))),
     )
     if needs_aggregator(terms) and not aggregator_sees_weights:
         terms = replace(terms, parties=terms.parties | {"aggregator": PartyTerms(role="aggregator")})
     agreement = draft(_with_inputs(terms, model, data), model)
     return simulate_plan(agreement, data, held_out=separate, secrets=secrets, observers=observers, device=device)
+
+
+def _codecs(given: str | CodecTerms | Sequence[CodecTerms]) -> tuple[CodecTerms, ...]:
+    if isinstance(given, str):
+        return (CodecTerms(forward=(Method(name=given),), backward=(Method(name=given),)),)
+    return (given,) if isinstance(given, CodecTerms) else tuple(given)
 
 
 def _check_names(data: Mapping[str, Data], held_out: Mapping[str, Data], *others: Mapping[str, Any]) -> None:

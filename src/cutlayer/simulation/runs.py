@@ -134,10 +134,13 @@ def simulate_plan(  # noqa: PLR0913 (all that a run can be told, by name)
     device: str = "cpu",
     delivery: random.Random | None = None,
     log: Log = ALL,
+    micro_batches: int = 1,
 ) -> Result:
     """Run an agreed plan in this process. `delivery` shuffles which link is served next; the result stays the same.
 
     With the `log` of a run in which parties were absent for a while, those are absent here from the same rounds on.
+
+    Where the plan lets the conductor measure how many `micro_batches` are fastest, there are so many from there on.
 
     Without `seals`, by party, states that are forwarded are not sealed: they have as many bytes, and no secret.
 
@@ -154,6 +157,7 @@ def simulate_plan(  # noqa: PLR0913 (all that a run can be told, by name)
                 seals=seals or {},
                 observers={name: (meter, *observers) for name, meter in meters.items()},
                 device=device,
+                micro_batches=micro_batches,
             ),
         )
         parties: dict[str, Party] = {}
@@ -174,6 +178,7 @@ class Local:
     seals: Mapping[str, Seals] = field(default_factory=dict)
     observers: Mapping[str, Sequence[Observer]] = field(default_factory=dict)
     device: str = "cpu"
+    micro_batches: int = 1
 
 
 class _Crew:
@@ -198,6 +203,7 @@ class _Crew:
             nonce=bytes(NONCE_BYTES),
             agendas=shared_agendas(self._plan, self._task),
             ahead=1,
+            micro_batches=self._local.micro_batches,
             task=self._task,
             standing=standing,
         )

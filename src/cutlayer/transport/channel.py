@@ -15,6 +15,9 @@ NO_BODY = memoryview(b"")
 class Channel(Protocol):
     """A link to one peer. Each frame arrives once, in the order they were sent, or the link fails and says so.
 
+    Only urgent frames go ahead: of all others that have not begun to leave. They keep their order among themselves, and
+    so do the others.
+
     One thread sends and one thread receives (they may be two); `close` may come from any. Who sends must receive as
     well: acknowledgements come with what is received. An error in one direction is final for that direction: the other
     goes on, so that a last word can still leave or arrive.
@@ -32,13 +35,17 @@ class Channel(Protocol):
     def received_bytes(self) -> int:
         """Bytes of all frames received, counted like `sent_bytes`."""
 
-    def send(self, frame: Frame) -> int:
-        """Blocks until the frame was handed to the link and returns its bytes on the wire.
+    def send(self, frame: Frame, *, wait: bool = True, urgent: bool = False) -> int:
+        """Hands the frame to the link and returns its bytes on the wire.
 
-        Nobody changes a frame's parts after this: the link keeps them, and no copy, until the peer has acknowledged
-        them. Raises `ChannelTimeout` if the frame did not leave within `limits.send_timeout_s`, or the peer leaves so
-        much unacknowledged for so long that there is no room for it (`limits.queued_frames`, `limits.queued_bytes`);
-        `ChannelClosed` if the peer or this end is gone.
+        It blocks until the frame has left; with `wait=False` only where there is no room for it: the link sends it
+        while the caller computes. Where the frame is small and the link idle, it leaves at once either way. Nobody
+        changes a frame's parts after this: the link keeps them, and no copy, until the peer has acknowledged them.
+
+        There is no room while so much is unacknowledged (`limits.queued_frames`, `limits.queued_bytes`); one frame
+        always fits, and a quarter as much again is kept free for `urgent` ones. Raises `ChannelTimeout` if nothing
+        left or was acknowledged for `limits.send_timeout_s`; `ChannelClosed` if the peer or this end is gone. What
+        befalls a frame that nobody waited for, whoever sends or receives next is told.
         """
 
     def receive(self, limit_bytes: int) -> Frame:
@@ -51,4 +58,8 @@ class Channel(Protocol):
         """
 
     def close(self) -> None:
-        """Ends the link and wakes whoever waits on it, at both ends. Frames already sent still arrive. Idempotent."""
+        """Ends the link and wakes whoever waits on it, at both ends. Idempotent.
+
+        Frames already sent still arrive: it waits for those that have not left, as long as the peer takes them and for
+        `limits.send_timeout_s` at most.
+        """

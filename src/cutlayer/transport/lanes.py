@@ -4,6 +4,7 @@
 of what was lost: it fails, and its link takes another.
 """
 
+import select
 import socket
 import threading
 import time
@@ -29,7 +30,14 @@ class SendingLane:
         self.wrote_at = time.monotonic()
         self._connection, self._timeout_s = connection, limits.send_timeout_s
         self._writing = threading.Lock()
+        self._writable = select.poll()
+        self._writable.register(connection, select.POLLOUT)
         connection.settimeout(self._timeout_s)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel has room for a small frame, so that a write would not wait."""
+        return bool(self._writable.poll(0))
 
     def write(self, frame: Frame, number: int, acknowledged: int) -> None:
         """Hands the frame to the kernel. Raises `OSError`, `TimeoutError` after `limits.send_timeout_s` among them."""
@@ -61,6 +69,7 @@ class SendingLane:
         for piece in _pieces(frame, number, acknowledged):
             self._connection.settimeout(max(0.001, deadline - time.monotonic()))
             self._connection.sendall(piece)
+            self.wrote_at = time.monotonic()
         self._connection.settimeout(self._timeout_s)
 
 

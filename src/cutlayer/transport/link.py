@@ -2,6 +2,9 @@
 
 Every frame has a number, and says how many of the other direction its sender has received. Where a connection breaks,
 the link is *detached*: the end that dialled dials again, the other waits for it, and each is told what the other lacks.
+
+No lock of a link is held over a transfer. A frame is written by its sender, if that waits, and else by the keeper's
+thread.
 """
 
 import threading
@@ -17,16 +20,21 @@ from cutlayer.protocol.wire import Frame, encode
 from cutlayer.transport.channel import PING
 from cutlayer.transport.keeper import Keeper, Redial
 from cutlayer.transport.lanes import Arrived, Lanes, ReceivingLane, SendingLane
-from cutlayer.transport.outbox import Outbox
+from cutlayer.transport.outbox import Posted
+from cutlayer.transport.sending import Sending
 
 PART_S = 0.1
 """How long a peer may take to hear that this end leaves."""
 LINGER_S = 2.0
-"""How long a close waits for a link that is detached to stand again, so that the peer has all frames, and is told."""
+"""How long a close waits for a link that is detached to stand again, so that the peer has all frames, and is told; and
+how long for a peer that takes nothing of what was handed over."""
 CLOSE_S = 2.0
+HANDED_BYTES = 256 * 1024
+"""From here on another thread writes a frame whose sender does not wait: to wake it takes up to 0.1 ms."""
 ACKNOWLEDGED_AT = 4
 """Where nothing goes back, an acknowledgement leaves when one part in so many of what the peer may keep has come."""
 
+_HEARTBEAT = Posted(PING, PING.nbytes)
 _control = msgspec.msgpack.Decoder(Control)
 
 
@@ -44,14 +52,14 @@ class Link:
         self.received = 0
         """How many frames have been received: the number of the last."""
         self._limits = limits
-        self._outbox = Outbox(frames=limits.queued_frames, nbytes=limits.queued_bytes)
-        self._outgoing: SendingLane | None = lanes.outgoing
-        self._incoming: ReceivingLane | None = lanes.incoming
-        self._sending, self._writing, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
-        self._lock = threading.Lock()  # guards the outbox, the lanes, and why it is over
+        self._reading = threading.Lock()
+        self._lock = threading.Lock()  # guards what is sent, the lanes, and why it is over
         self._changed = threading.Condition(self._lock)
-        self._waiting = 0
+        self._sending = Sending(lanes.outgoing, limits, self._lock, self._changed)
+        self._outbox = self._sending.outbox
+        self._incoming: ReceivingLane | None = lanes.incoming
         self._over: ChannelError | None = None
+        self._closing: ChannelClosed | None = None
         self._refused = ""
         self._told = self._owed_bytes = 0
         self._tell_frames = max(1, limits.queued_frames // ACKNOWLEDGED_AT)
@@ -68,7 +76,7 @@ class Link:
     @property
     def stands(self) -> bool:
         """Whether both connections do."""
-        return self._outgoing is not None and self._incoming is not None
+        return self._sending.lane is not None and self._incoming is not None
 
     @property
     def moved(self) -> int:
@@ -82,8 +90,8 @@ class Link:
 
     # ------------------------------------------------------------------ a channel
 
-    def send(self, frame: Frame) -> int:
-        """Hands the frame to the kernel, or keeps it while the link is detached.
+    def send(self, frame: Frame, *, wait: bool = True, urgent: bool = False) -> int:
+        """Hands the frame to the kernel or, with `wait=False`, to the link; it is kept while the link is detached.
 
         Raises `ChannelTimeout`, `ChannelClosed`; `ValueError` for a part that is not contiguous.
         """
@@ -91,15 +99,22 @@ class Link:
             if not part.c_contiguous:
                 raise ValueError("a frame's parts must be contiguous: nothing of this one was sent")
         nbytes = frame.nbytes
-        with self._sending:
-            with self._lock:
-                if self._over or not self._outbox.has_room(nbytes):
-                    self._wait_for_room(nbytes)
-                number = self._outbox.put(frame, nbytes)
-                self.sent_bytes += nbytes
-            self._flush()
-            if self._over and number > self._outbox.reached:
-                raise _afresh(self._over)
+        with self._lock:
+            if self._over or self._closing or not self._outbox.has_room(nbytes, urgent=urgent):
+                self._wait_for_room(nbytes, urgent=urgent)
+            here = wait or (nbytes < HANDED_BYTES and self._sending.idle)
+            posted = self._outbox.put(frame, nbytes, urgent=urgent)
+            posted.awaited = wait
+            self.sent_bytes += nbytes
+        if here:
+            try:
+                self._flush(posted)
+            finally:
+                posted.awaited = False
+        elif self._sending.lane is not None:  # or its keeper is busy with a new one
+            self._keeper.stir()
+        if self._over and not posted.number:
+            raise _afresh(self._over)
         return nbytes
 
     def receive(self, limit_bytes: int) -> Frame:
@@ -124,19 +139,20 @@ class Link:
                         return frame
 
     def close(self) -> None:
-        """Ends the link at both ends. Idempotent."""
+        """Ends the link at both ends, once all that was sent before has left, or as much as leaves. Idempotent."""
+        reason = f"the link to {self.peer} was closed at this end"
         with self._lock:
-            self._waiting += 1
-            self._changed.wait_for(lambda: self._over or (self.stands and self._outbox.flushed), LINGER_S)
-            self._waiting -= 1
-        self.end(f"the link to {self.peer} was closed at this end")
+            self._closing = ChannelClosed(reason)
+            self._changed.notify_all()
+            self._linger()
+        self.end(reason)
         self._keeper.stop(CLOSE_S)
 
     def end(self, reason: str, told: str = "") -> None:
         """`close`, at once and with another sentence for whoever still waits here; the peer is `told` why."""
         with self._lock:
-            outgoing, incoming = self._outgoing, self._incoming
-            self._outgoing = self._incoming = None
+            outgoing, incoming = self._sending.lane, self._incoming
+            self._sending.lane = self._incoming = None
             self._finish(ChannelClosed(reason))
         if outgoing is not None:
             outgoing.part(encode(Leave(told[:SENTENCE])), PART_S)
@@ -160,16 +176,16 @@ class Link:
     def attach(self, lanes: Lanes, received: int) -> None:
         """Go on over new lanes with a peer that has received so many frames."""
         with self._lock:
-            older = (self._outgoing, self._incoming)
-            self._outgoing = self._incoming = None
+            older = (self._sending.lane, self._incoming)
+            self._sending.lane = self._incoming = None
             self._keeper.lost(ChannelClosed(f"{self.peer} is gone"))  # the peer may have noticed first
-        for lane in older:  # also wakes whoever is stuck there, and would hold the lock that comes next
+        for lane in older:  # also wakes whoever is stuck there, and nobody writes on the new one before that has ended
             if lane is not None:
                 lane.close()
-        with self._writing, self._lock:
+        with self._lock:
             if stands := self._over is None:
                 again = self._outbox.go_back(received)
-                self._outgoing, self._incoming = lanes
+                self._sending.lane, self._incoming = lanes
                 self._told = self._owed_bytes = 0
                 self._keeper.stood(again)
                 self._changed.notify_all()
@@ -190,9 +206,9 @@ class Link:
 
     def _finish(self, error: ChannelError) -> None:
         self._over = self._over or error
-        if self._outgoing is not None:
-            self._spent.append(self._outgoing)
-            self._outgoing = None
+        if self._sending.lane is not None:
+            self._spent.append(self._sending.lane)
+            self._sending.lane = None
         self._outbox.clear()
         self._changed.notify_all()
         self._keeper.stir()
@@ -204,9 +220,9 @@ class Link:
             if lane is self._incoming:
                 lost.append(lane)
                 self._incoming = None
-            if self._outgoing is not None and (lost or lane is self._outgoing):
-                lost.append(self._outgoing)
-                self._outgoing = None
+            if self._sending.lane is not None and (lost or lane is self._sending.lane):
+                lost.append(self._sending.lane)
+                self._sending.lane = None
             if lost and self._over is None:
                 self._keeper.lost(trouble)
                 if not self._keeper.patience_s:
@@ -220,17 +236,16 @@ class Link:
         """Write what is due. Returns for how many seconds nothing else is."""
         try:
             self._flush()
-            if self._waiting:
-                with self._lock:
-                    self._changed.notify_all()
-            if (lane := self._outgoing) is None:
+            if (lane := self._sending.lane) is None:
                 return 0.0
             left_s = lane.wrote_at + self._limits.heartbeat_s - time.monotonic()
             if left_s > 0 and not self._owes():
                 return left_s
-            with self._writing:
-                self._write(lane, PING, 0)
+            self._write_next(None, spare=_HEARTBEAT)
         except ChannelError:  # whoever sends or receives next is told
+            return 0.0
+        except Exception as error:  # of memory, say: nobody else would hear of it
+            self.give_up(ChannelClosed(f"sending to {self.peer} failed: {error!r}"))
             return 0.0
         return self._limits.heartbeat_s
 
@@ -238,40 +253,52 @@ class Link:
         """Whether the peer is to be told by now what was received."""
         return self.received - self._told >= self._tell_frames or self._owed_bytes >= self._tell_bytes
 
-    def _wait_for_room(self, nbytes: int) -> None:
-        timeout_s, longest_s = (
-            self._limits.send_timeout_s,
-            self._limits.send_timeout_s + self._limits.reconnect_timeout_s,
-        )
-        known, began = self._outbox.acknowledged, time.monotonic()
+    def _wait_for_room(self, nbytes: int, *, urgent: bool) -> None:
+        timeout_s = self._limits.send_timeout_s
+        longest_s = timeout_s + self._limits.reconnect_timeout_s
+        known, began = self._sending.progress, time.monotonic()
         started = began
-        self._waiting += 1
-        try:
-            while not (self._over or self._outbox.has_room(nbytes)):
-                now = time.monotonic()
-                if self._outbox.acknowledged != known:
-                    known, began, started = self._outbox.acknowledged, now, now
-                if self._outgoing is None:
-                    began = now  # while it is detached, its keeper ends the waiting
-                if (left_s := min(began + timeout_s, started + longest_s) - now) <= 0:
-                    self._finish(ChannelTimeout(self._stuck()))
-                    break
-                self._changed.wait(left_s)
-        finally:
-            self._waiting -= 1
-        if self._over:
-            raise _afresh(self._over)
+        while not (self._over or self._closing or self._outbox.has_room(nbytes, urgent=urgent)):
+            now = time.monotonic()
+            if self._sending.progress != known:
+                known, began, started = self._sending.progress, now, now
+            if self._sending.lane is None:
+                began = now  # while it is detached, its keeper ends the waiting
+            if (left_s := min(began + timeout_s, started + longest_s) - now) <= 0:
+                self._finish(ChannelTimeout(self._stuck()))
+                break
+            self._sending.rest(left_s)
+        if error := self._over or self._closing:
+            raise _afresh(error)
 
-    def _flush(self) -> None:
-        """Write what has not been written on the lane that stands now. Raises `ChannelError`."""
-        outbox = self._outbox
-        with self._writing:
-            while outbox.written < outbox.numbered:
-                with self._lock:
-                    if (lane := self._outgoing) is None or outbox.flushed:
-                        return  # an acknowledgement may have come meanwhile
-                    frame, number = outbox.take()
-                self._write(lane, frame, number)
+    def _linger(self) -> None:
+        """Waits for what was sent and has not left, not for a sender that waits itself: as long as anything moves."""
+        began = time.monotonic()
+        while not self._over:
+            lane = self._sending.lane
+            if self.stands and self._sending.settled:
+                return
+            moved_at = began if lane is None else max(began, lane.wrote_at)
+            left_s = min(moved_at + LINGER_S, began + self._limits.send_timeout_s) - time.monotonic()
+            if left_s <= 0:
+                return
+            self._sending.rest(left_s)
+
+    def _flush(self, posted: Posted | None = None) -> None:
+        """Write what waits, in its order, until `posted` is written, or all is. Raises `ChannelError`."""
+        while (taken := self._write_next(posted)) is not None and taken is not posted:
+            pass
+
+    def _write_next(self, posted: Posted | None, spare: Posted | None = None) -> Posted | None:
+        """Write the next frame, or `spare` where nothing waits. Returns which."""
+        if (claimed := self._sending.claim(posted, spare)) is None:
+            return None
+        lane, taken = claimed
+        try:
+            self._write(lane, taken.frame, taken.number)
+        finally:
+            self._sending.release()
+        return taken
 
     def _write(self, lane: SendingLane, frame: Frame, number: int) -> None:
         received = self.received
@@ -324,8 +351,7 @@ class Link:
         with self._lock:
             if self._over is None:
                 self._outbox.acknowledge(acknowledged)
-                if self._waiting:
-                    self._changed.notify_all()
+                self._sending.rouse()
 
     def _set_apart(self, lane: ReceivingLane, frame: Frame, number: int) -> None:
         """A frame that concerns the connection only, or was received before, or comes too early."""

@@ -10,6 +10,7 @@ from cutlayer.plan.limits import Limits
 from cutlayer.protocol.wire import Frame, read_prelude
 from cutlayer.transport.buffers import BufferPool
 from cutlayer.transport.channel import NO_BODY, PING
+from cutlayer.transport.outbox import RESERVE
 
 QUEUE_BYTES = 256 * 2**20
 
@@ -29,7 +30,8 @@ def pair(
     `arrived(party, peer)` is told of each frame that lies ready for a party, by the thread that sent it.
 
     A sender waits while more than `queue_bytes` lie unreceived at the other end (one frame always fits); None, for a
-    single-threaded caller, means that it never waits. With `heartbeats=False` an idle end counts as a frozen one.
+    single-threaded caller, means that it never waits. Every frame leaves at once, so none goes ahead of another. With
+    `heartbeats=False` an idle end counts as a frozen one.
     """
     pool = pool or BufferPool()
     to_b = _Pipe(queue_bytes, arrived and partial(arrived, b, a))
@@ -56,17 +58,20 @@ class MemoryChannel:
         self._refusal = ""
         self._closed = False
 
-    def send(self, frame: Frame) -> int:
-        """Copies the frame and hands it over. Raises `ChannelTimeout`, `ChannelClosed`."""
+    def send(self, frame: Frame, *, wait: bool = True, urgent: bool = False) -> int:
+        """Copies the frame and hands it over, which is all that `wait` could wait for.
+
+        Raises `ChannelTimeout`, `ChannelClosed`.
+        """
         with self._sending:
             if self._closed:
                 raise ChannelClosed(f"the link to {self.peer} was closed at this end")
-            if not self._outgoing.wait_for_room(frame.nbytes, self._limits.send_timeout_s):
+            if not self._outgoing.wait_for_room(frame.nbytes, self._limits.send_timeout_s, urgent=urgent):
                 raise ChannelTimeout(
                     f"{self.peer} took nothing for {self._limits.send_timeout_s:g} s, so a frame of "
                     f"{frame.nbytes:,} bytes could not be sent"
                 )
-            if not self._outgoing.put(self._copy(frame)):
+            if not self._outgoing.put(self._copy(frame), urgent=urgent):
                 raise ChannelClosed(self._why_gone())
             self.sent_bytes += frame.nbytes
             return frame.nbytes
@@ -128,27 +133,30 @@ class _Pipe:
 
     def __init__(self, room_bytes: int | None, arrived: Callable[[], None] | None = None) -> None:
         self._room_bytes, self._arrived = room_bytes, arrived
-        self._frames: deque[Frame] = deque()
-        self._queued_bytes = 0
+        self._frames: deque[tuple[Frame, bool]] = deque()  # each with whether it is urgent
+        self._queued_bytes = self._urgent = 0
         self._changed = threading.Condition()
         self._ended = False
 
-    def wait_for_room(self, nbytes: int, timeout_s: float) -> bool:
+    def wait_for_room(self, nbytes: int, timeout_s: float, *, urgent: bool) -> bool:
         """Whether the frame may be put (or the pipe has ended) before the time is over."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._has_room(nbytes), timeout_s)
+            return self._changed.wait_for(lambda: self._has_room(nbytes, urgent), timeout_s)
 
-    def _has_room(self, nbytes: int) -> bool:
+    def _has_room(self, nbytes: int, urgent: bool) -> bool:
         bound = self._room_bytes
-        return self._ended or bound is None or not self._frames or self._queued_bytes + nbytes <= bound
+        if self._ended or bound is None or not self._frames or (urgent and not self._urgent):
+            return True
+        return self._queued_bytes + nbytes <= (bound + bound // RESERVE if urgent else bound)
 
-    def put(self, frame: Frame) -> bool:
+    def put(self, frame: Frame, *, urgent: bool) -> bool:
         """Whether the frame was taken: not after the end."""
         with self._changed:
             if self._ended:
                 return False
-            self._frames.append(frame)
+            self._frames.append((frame, urgent))
             self._queued_bytes += frame.nbytes
+            self._urgent += urgent
             self._changed.notify_all()
         if self._arrived is not None:
             self._arrived()
@@ -164,8 +172,9 @@ class _Pipe:
         with self._changed:
             if not self._frames:
                 return None, self._ended
-            frame = self._frames.popleft()
+            frame, urgent = self._frames.popleft()
             self._queued_bytes -= frame.nbytes
+            self._urgent -= urgent
             self._changed.notify_all()
             return frame, self._ended
 
@@ -175,5 +184,5 @@ class _Pipe:
             self._ended = True
             if discard:
                 self._frames.clear()
-                self._queued_bytes = 0
+                self._queued_bytes = self._urgent = 0
             self._changed.notify_all()
