@@ -128,6 +128,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     devices = (args.device,) if args.device else ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
     planned = list(rows(quick=args.quick, devices=devices))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     done = Done(args.output.with_suffix(".jsonl"), machine())
     failed = []
     for number, row in enumerate(planned):

@@ -41,10 +41,10 @@ class Measuring:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(tmp_path / "speed.md"), "--device", "cpu"])
+    monkeypatch.setattr(sys, "argv", ["report.py", "--output", str(tmp_path / "docs" / "speed.md"), "--device", "cpu"])
     monkeypatch.setattr(callgrind, "missing", lambda: "")
     monkeypatch.setattr(report, "commit", lambda: "abc1234+")
-    return tmp_path / "speed.md"
+    return tmp_path / "docs" / "speed.md"
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, stand_in: Measuring) -> Measuring:

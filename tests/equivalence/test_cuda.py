@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cutlayer import Parts, simulate
+from cutlayer.plan.terms import CodecTerms, Method
 from cutlayer.simulation import Result
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -62,3 +63,33 @@ def test_a_gpu_learns_what_a_processor_learns(topology: str, schedule: str) -> N
         for p in segment.replica.module.parameters()
     }
     assert devices == {"cuda"}
+
+
+OVERLAPPED = {
+    "codec": {"codec": "int8"},
+    "chain": {"codec": (CodecTerms(forward=(Method(name="topk", options={"share": 0.5}), Method(name="half"))),)},
+    "staleness": {"staleness": 2},
+    "micro-batches": {"micro_batches": 4, "in_flight": 2},
+    "autocast": {"autocast": ("top",)},
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPED)
+def test_codecs_and_steps_in_flight_do_on_a_gpu_what_they_do_on_a_processor(name: str) -> None:
+    data = {"a": TensorDataset(columns(6), classes())}
+    found = {
+        device: simulate(
+            linear(6, 8, 8, 3),
+            cut="0",
+            data=data,
+            lr=0.1,
+            batch_size=8,
+            rounds=3,
+            device=device,
+            **OVERLAPPED[name],  # type: ignore[arg-type]
+        ).model_for("a")
+        for device in ("cpu", "cuda")
+    }
+    for key, weights in found["cpu"].state_dict().items():
+        tolerance = 0.05 if name == "autocast" else 1e-3
+        torch.testing.assert_close(found["cuda"].state_dict()[key], weights, rtol=0, atol=tolerance)
