@@ -43,6 +43,10 @@ WEIGHTS = "weights.safetensors"
 RESAMPLES = 10_000
 SAME_WEIGHTS = 1e-3
 """More than rounding in float32 makes of the longest workload, far less than one wrong step."""
+SAME_IN_PARTS = 0.1
+"""Micro-batches sum in another order, and a ReLU or a maximum that falls the other way makes much of that: the uncut W1
+itself, in the same parts, ends 0.024 from the whole one in float32, and 2e-16 in float64. `tests/equivalence` is exact.
+"""
 COMPUTING = ("forward", "backward", "step")
 PLAIN = Setting()
 
@@ -85,7 +89,7 @@ def main() -> None:
             note(number + 1, args.pairs, pairs[-1])
     result = summary(args.workload, pairs, setting) | {"device": args.device}
     print(json.dumps(result) if args.json else table(result))
-    if (result["max_weight_difference"] or 0.0) > SAME_WEIGHTS:
+    if (result["max_weight_difference"] or 0.0) > (SAME_WEIGHTS if setting.micro_batches == 1 else SAME_IN_PARTS):
         sys.exit(f"the split run's weights differ from the uncut run's by {result['max_weight_difference']:g}")
 
 

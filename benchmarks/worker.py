@@ -198,7 +198,7 @@ def agree(job: Job, keys: Path, setting: Setting) -> Agreement:
 
 def tls_seconds(keys: Path, party: str, step_bytes: int) -> tuple[float, float]:
     """What TLS and the kernel's copies cost for each byte that is sent, and for each that is received: seconds of a
-    core, medians, in pieces no larger than what a step sends.
+    core (not of the clock: other processes may be busy), medians, in pieces no larger than what a step sends.
     """
     ours, theirs = socket.socketpair()
     dialling = dialling_context(load_credentials(keys, party))
@@ -215,13 +215,13 @@ def tls_seconds(keys: Path, party: str, step_bytes: int) -> tuple[float, float]:
             for _ in range(REPEATS):
                 sending_s = receiving_s = 0.0
                 for _ in range(pieces):
-                    start = time.perf_counter()
+                    start = time.thread_time()
                     sender.sendall(piece)
-                    sent, at = time.perf_counter(), 0
+                    sent, at = time.thread_time(), 0
                     while at < len(into):
                         at += receiver.recv_into(into[at:])
                     sending_s += sent - start
-                    receiving_s += time.perf_counter() - sent
+                    receiving_s += time.thread_time() - sent
                 spent.append((sending_s, receiving_s))
     sending, receiving = (median(each) / (pieces * len(piece)) for each in zip(*spent, strict=True))
     return sending, receiving

@@ -2,11 +2,11 @@
 
 import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from cutlayer import __version__
 from cutlayer.model.replica import state_digest
 from cutlayer.observe.meter import Meter
 from cutlayer.party.party import Party
@@ -53,7 +53,7 @@ def report(party: Party, meter: Meter, seconds: float) -> dict[str, Any]:
 def versions() -> dict[str, str | int]:
     """What equal bits depend on."""
     return {
-        "cutlayer": __version__,
+        "cutlayer": version("cutlayer"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": platform.machine(),
