@@ -18,7 +18,7 @@ from protocol.plans import CLIENTS, LAB, make_plan
 
 pytestmark = pytest.mark.alone
 BUDGET_S = 25e-6
-SLOW_MACHINE = 8
+SLOW_MACHINE = 4
 FACTOR = 4.0
 """How much more an event may cost with a hundred times the clients: memory that no cache holds."""
 

@@ -19,6 +19,8 @@ class Joining:
         """Conductor: what those who have joined said."""
         self.late = standing.without if not plan.why_not_go_on_without(standing.without) else frozenset[str]()
         """Conductor: parties that are not waited for."""
+        self._awaited = plan.terms.parties.keys() - {me, *standing.absent, *self.late}
+        """Conductor: those that are, and are not here."""
 
     def hello(self) -> Hello:
         standing = self._standing
@@ -41,19 +43,20 @@ class Joining:
     def joined(self, peer: str, hello: Hello) -> None:
         """A peer is here."""
         self._here[peer] = hello
+        self._awaited.discard(peer)
 
     def left(self, peer: str) -> None:
         """A peer is gone again, or begins anew."""
-        self._here.pop(peer, None)
+        if self._here.pop(peer, None) is not None and peer not in self.late:
+            self._awaited.add(peer)
 
-    def missing(self, *, patient: bool = True) -> list[str]:
-        """Who must come before the run can begin; without patience, those that are not here and cannot be absent."""
+    def ready(self, *, patient: bool = True) -> bool:
+        """Whether all are here that must be; without patience, all that the run cannot do without."""
+        if patient or not self._awaited:
+            return not self._awaited
         there = {*self._here, self._me, *self._standing.absent}
-        missing = [party for party in self._plan.terms.parties if party not in there and party not in self.late]
         gone = [party for party in self._plan.clients if party not in there]
-        if not patient and self._task == "train" and not self._plan.why_not_go_on_without(gone):
-            return [party for party in missing if party not in gone]
-        return missing
+        return self._task == "train" and self._awaited <= {*gone} and not self._plan.why_not_go_on_without(gone)
 
     def begin(self) -> Welcome:
         """What all are told, now that all who must be are here.

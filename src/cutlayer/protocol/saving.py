@@ -28,7 +28,9 @@ class Saving:
         self._written = False
         """My own part of it."""
         self._told: dict[str, int] = {}
-        """Conductor: the last save that each member has written its part of."""
+        """Conductor: of which save each member has written its part, of those that have since the last one held."""
+        self._numbers: set[int] = set()
+        """Conductor: of which saves these are: of one, unless somebody is wrong."""
         self.held = NONE
 
     @property
@@ -65,16 +67,17 @@ class Saving:
         if number <= self.held or last > self.held:
             raise RemoteProtocolError("wrong-save", peer, f"save {number}, after {last}; {self.held} holds")
         self._told[peer] = number
+        self._numbers.add(number)
 
     def complete(self, members: Collection[str]) -> bool:
         """Conductor: whether all parts of the save are written. Raises `RemoteProtocolError`."""
         if self.pending is None or not self._written:
             return False
         number, _ = self.pending
-        for peer in members:
-            if (told := self._told.get(peer, NONE)) > self.held and told != number:
-                raise RemoteProtocolError("wrong-save", peer, f"save {told}, where {number} is due")
-        return all(self._told.get(peer, NONE) == number for peer in members)
+        if not self._numbers <= {number}:
+            peer, told = next((peer, told) for peer, told in self._told.items() if told != number)
+            raise RemoteProtocolError("wrong-save", peer, f"save {told}, where {number} is due")
+        return len(self._told) >= len(members) and self._told.keys() >= set(members)
 
     def hold(self, number: int, peer: str = "") -> Commit:
         """The save holds. Raises `RemoteProtocolError` if the conductor, `peer`, says so of another."""
@@ -82,6 +85,8 @@ class Saving:
             raise RemoteProtocolError("wrong-save", peer, f"save {number} cannot hold yet")
         _, save = self.pending
         self.pending, self.held, self.passed = None, number, True
+        self._told.clear()
+        self._numbers.clear()
         return Commit(number, save.round, save.ends_round)
 
     def owing(self, members: Collection[str]) -> set[str]:

@@ -281,7 +281,7 @@ class Session:
 
     def _progress(self, *, patient: bool = True) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
-        if self.conducts and not self.begun and not self._joining.missing(patient=patient):
+        if self.conducts and not self.begun and self._joining.ready(patient=patient):
             welcome = self._joining.begin()
             agenda = self._agenda_of(welcome)
             self.peers = tuple(peer for peer in self.peers if peer in welcome.members)
@@ -404,7 +404,7 @@ class Session:
 
     def _take_in_the_late(self) -> None:
         """Those that were to be done without are here, and others are not: join anew, with them."""
-        if not self.begun and self._waiting and self._joining.missing(patient=False):
+        if not self.begun and self._waiting and not self._joining.ready(patient=False):
             raise Interrupted(f"{', '.join(sorted(self._waiting))} can take the place of those who are missing")
 
     @property
