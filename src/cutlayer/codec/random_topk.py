@@ -6,45 +6,30 @@ from the top k, else evenly from the others. Size: as top-k's. Error: max|x|, or
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from cutlayer.codec import sparse
-from cutlayer.codec.codec import Codec, Encoded
-from cutlayer.codec.raw import RAW
-from cutlayer.codec.sections import carried, exactly, float_fault, refuse_if_not_finite, shape_of
+from cutlayer.codec.codec import Encoded
+from cutlayer.codec.sections import carried, refuse_if_not_finite, shape_of
+from cutlayer.codec.topk import TopK
 from cutlayer.errors import PlanError
-from cutlayer.plan.tensors import TensorShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomTopK(Codec):
+class RandomTopK(TopK):
     """`share`, `across` and `masked` as in top-k. `alpha`: the probability of a place outside; with 0 it is top-k."""
 
-    share: float
     alpha: float = 0.1
-    across: str = "row"
     masked: bool = True
-    inner: Codec = RAW
     word: ClassVar[str] = "random_topk"
-    packs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        sparse.checked(self.word, self.share, self.across)
+        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise PlanError(f"random_topk: alpha = {self.alpha!r} must be from 0 to 1")
-
-    @property
-    def lossless(self) -> bool:
-        return self.share == 1 and self.inner.lossless
-
-    def fault(self, shape: TensorShape) -> str | None:
-        return float_fault(self, shape)
-
-    def most_bytes(self, shape: TensorShape) -> int:
-        return sparse.most_bytes(self.inner, shape, self._size(shape))
 
     def error_bound(self, tensor: Tensor) -> float:
         if not tensor.numel() or self.lossless:
@@ -57,21 +42,11 @@ class RandomTopK(Codec):
         x_BN = flat.view(rows, n)  # noqa: N806
         if not self.lossless:
             refuse_if_not_finite(self, x_BN)
-        places = self._places(x_BN, k, torch.Generator().manual_seed(seed))
+        places = self._drawn_places(x_BN, k, torch.Generator().manual_seed(seed))
         kept = sparse.sent(places, tensor) if self.masked else None
         return Encoded(sparse.encode(self, self.inner, x_BN, places, seed).payload, kept)
 
-    def decode(self, payload: Tensor, shape: TensorShape) -> Tensor:
-        exactly(self, payload, shape)
-        return sparse.decode(self, self.inner, payload, shape, self._size(shape))
-
-    def correct(self, gradient: Tensor, kept: Any) -> Tensor:
-        return gradient if kept is None else gradient.masked_fill(~kept, 0.0)
-
-    def _size(self, shape: TensorShape) -> tuple[int, int, int]:
-        return sparse.size_of(shape, self.share, self.across)
-
-    def _places(self, x_BN: Tensor, k: int, generator: Generator) -> Tensor:  # noqa: N803
+    def _drawn_places(self, x_BN: Tensor, k: int, generator: Generator) -> Tensor:  # noqa: N803
         """[rows, k], rising: of the top ones as many as chance leaves, drawn evenly, then others, drawn evenly."""
         top = sparse.largest(x_BN, k)
         rows, n = x_BN.shape

@@ -4,53 +4,21 @@ Size: at most one byte more than without it. Error: none of its own.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import zstandard
-from torch import Tensor
 
-from cutlayer.codec import lossless
-from cutlayer.codec.codec import Codec, Encoded
-from cutlayer.codec.raw import RAW
-from cutlayer.errors import CodecError, PlanError
-from cutlayer.plan.tensors import TensorShape
+from cutlayer.codec.lossless import Packer
+from cutlayer.errors import CodecError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zstd(Codec):
+class Zstd(Packer):
     """`level`: 1 (quick) to 19 (small)."""
 
     level: int = 3
-    inner: Codec = RAW
+    levels: ClassVar[range] = range(1, 20)
     word: ClassVar[str] = "zstd"
-    packs: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.level <= 19:
-            raise PlanError(f"zstd: level = {self.level!r} must be a whole number from 1 to 19")
-
-    @property
-    def lossless(self) -> bool:
-        return self.inner.lossless
-
-    def fault(self, shape: TensorShape) -> str | None:
-        return self.inner.fault(shape)
-
-    def most_bytes(self, shape: TensorShape) -> int:
-        return lossless.most_bytes(self.inner, shape)
-
-    def error_bound(self, tensor: Tensor) -> float:
-        return self.inner.error_bound(tensor)
-
-    def encode(self, tensor: Tensor, seed: int) -> Encoded:
-        encoded = self.inner.encode(tensor, seed)
-        return Encoded(lossless.squeezed(encoded.payload, self._compress), encoded.kept)
-
-    def decode(self, payload: Tensor, shape: TensorShape) -> Tensor:
-        return self.inner.decode(lossless.restored(self, self.inner, payload, shape, self._expand), shape)
-
-    def correct(self, gradient: Tensor, kept: Any) -> Tensor:
-        return self.inner.correct(gradient, kept)
 
     def _compress(self, data: memoryview) -> bytes:
         return zstandard.ZstdCompressor(level=self.level).compress(data)
