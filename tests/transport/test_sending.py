@@ -13,7 +13,7 @@ import pytest
 from cutlayer.errors import ChannelClosed, ChannelTimeout
 from cutlayer.protocol.wire import Frame
 from cutlayer.transport import Link, link
-from cutlayer.transport.dialler import _Call
+from cutlayer.transport.call import Call
 from cutlayer.transport.lanes import SendingLane
 from cutlayer.transport.link import HANDED_BYTES
 from transport.ends import Connect, Ends, until
@@ -164,13 +164,13 @@ def test_a_link_needs_no_thread_more_for_what_is_handed_over(connect: Connect) -
 def test_what_is_sent_while_the_link_is_detached_dials_no_more_often(
     connect: Connect, helpers: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends, again, tries = connect(), _Call.again, list[float]()
+    ends, again, tries = connect(), Call.again, list[float]()
 
-    def counted(call: _Call, received: int, timeout_s: float) -> object:
+    def counted(call: Call, received: int, timeout_s: float) -> object:
         tries.append(time.monotonic())
         return again(call, received, timeout_s)
 
-    monkeypatch.setattr(_Call, "again", counted)
+    monkeypatch.setattr(Call, "again", counted)
     helpers.submit(ends.client.receive, 0)
     port, ends.relay.target = ends.relay.target, 1
     ends.relay.cut()

@@ -1,27 +1,23 @@
 """The end that dials: it opens both connections of a link, and tries again until it is let in or the time is over.
 
-What it dialled it dials again when the connections break: `_Call` is a link's `Redial`.
+What it dialled it dials again when the connections break: see `call.Call`.
 """
 
-import secrets
 import selectors
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from typing import Any
 
-from cutlayer.errors import ChannelError, ChannelTimeout, CredentialError, FrameRefused
+from cutlayer.errors import CredentialError
 from cutlayer.plan.limits import Limits
-from cutlayer.transport.buffers import BufferPool
+from cutlayer.transport.call import Call
 from cutlayer.transport.identity import Identity
-from cutlayer.transport.keeper import SHORTEST_TRY_S, FinalError, pauses
 from cutlayer.transport.lanes import Lanes, lanes
 from cutlayer.transport.link import Link
 from cutlayer.transport.opening import (
-    LIFE_BYTES,
     Answer,
     Deadline,
     Direction,
@@ -31,7 +27,7 @@ from cutlayer.transport.opening import (
     say,
     wake,
 )
-from cutlayer.transport.tls import KeyFiles, dialling_context, misfit, why_refused
+from cutlayer.transport.tls import KeyFiles, dialling_context, misfit
 
 
 def dial(
@@ -53,59 +49,16 @@ def dial(
     digests (hex) of the parties' public keys, by party. The files are read again, if they changed, at every try.
     """
     identity = Identity(dialling_context, credentials, address[0], plaintext=insecure_plaintext_on_loopback)
-    call = _Call(address, identity, party, peer, limits, pins or {})
-    patience_s = limits.join_timeout_s if give_up_after_s is None else give_up_after_s
-    started = time.monotonic()
-    for pause_s in pauses():
-        left_s = patience_s - (time.monotonic() - started)
-        try:
-            return call.first(max(left_s, SHORTEST_TRY_S))
-        except _PassingError as error:
-            reason = str(error)
-        left_s = patience_s - (time.monotonic() - started)
-        if left_s <= SHORTEST_TRY_S:
-            break
-        time.sleep(min(left_s / 2, pause_s))
-    raise ChannelTimeout(
-        f"{party} tried for {patience_s:g} s to reach {peer} at {address[0]}:{address[1]}; "
-        f"the last attempt ended with: {reason}"
-    )
+    call = _LanesCall(address, identity, party=party, peer=peer, limits=limits, pins=pins or {})
+    return call.until_let_in(give_up_after_s)
 
 
-class _PassingError(ChannelError):
-    """This attempt failed for a reason that may pass."""
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    address: tuple[str, int]
-    identity: Identity
-    party: str
-    peer: str
-    limits: Limits
-    pins: Mapping[str, str]
-    _life: bytes = b""
-    _incarnation: int = 0
-    _stopped: bool = False
-    _trying: set[socket.socket] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _pool: BufferPool = field(default_factory=BufferPool)
-
-    def first(self, timeout_s: float) -> Link:
-        """One attempt. Raises `_PassingError`, `CredentialError`, `ChannelError`."""
-        self._life = secrets.token_bytes(LIFE_BYTES)
-        try:
-            pair, _ = self._open(timeout_s)
-        except FinalError as error:
-            raise CredentialError(f"{self.peer} does not let {self.party} in: {error}") from error
-        return Link(self.peer, self._life, pair, self.limits, redial=self)
-
-    def again(self, received: int, timeout_s: float) -> tuple[Lanes, int]:
-        """One attempt for a link that broke. Raises `FinalError`, `ChannelError`, `CredentialError`."""
-        try:
-            return self._open(timeout_s, resumes=True, received=received)
-        except FinalError as error:
-            raise FinalError(f"{self.peer} is gone from this link: {error}") from error
+class _LanesCall(Call):
+    def __init__(self, address: tuple[str, int], identity: Identity, **whom: Any) -> None:
+        super().__init__(address, identity, **whom)
+        self._stopped = False
+        self._trying: set[socket.socket] = set()
+        self._lock = threading.Lock()
 
     def stop(self) -> None:
         """Ends an attempt that is being made, and all later ones."""
@@ -114,29 +67,7 @@ class _Call:
             for connection in self._trying:
                 wake(connection)
 
-    def _open(self, timeout_s: float, *, resumes: bool = False, received: int = 0) -> tuple[Lanes, int]:
-        try:
-            return self._try(Deadline(min(self.limits.handshake_timeout_s, timeout_s)), resumes, received)
-        except FrameRefused as error:
-            raise ChannelError(
-                f"whoever answers at {self.address[0]}:{self.address[1]} is no listener of ours ({error}); "
-                "check the address and the port"
-            ) from error
-        except ssl.SSLError as error:
-            if reason := why_refused(error, self.peer):
-                raise CredentialError(reason) from error
-            raise _PassingError("the connection broke off") from error
-        except TimeoutError as error:
-            raise _PassingError("no answer") from error
-        except EOFError as error:
-            raise _PassingError("the connection broke off") from error
-        except OSError as error:
-            raise _PassingError(error.strerror or str(error)) from error
-
     def _try(self, deadline: Deadline, resumes: bool, received: int) -> tuple[Lanes, int]:
-        self.identity.renew()
-        self._incarnation = max(self._incarnation + 1, time.time_ns())
-
         def opening(direction: Direction) -> Opening:
             return Opening(self.party, direction, self._incarnation, self._life, resumes, received)
 
@@ -186,14 +117,7 @@ class _Call:
             raise
 
     def _heard(self, connection: socket.socket, deadline: Deadline) -> Answer:
-        answer = hear_answer(connection, deadline)
-        if answer.refusal and answer.passing:
-            raise _PassingError(f"{self.peer} refused: {answer.refusal}")
-        if answer.refusal:
-            raise FinalError(answer.refusal)
-        if answer.party != self.peer:
-            raise CredentialError(f"{answer.party} answers at {self.address[0]}:{self.address[1]}, not {self.peer}")
-        return answer
+        return self._checked(hear_answer(connection, deadline))
 
 
 def _as_they_answer(a: socket.socket, b: socket.socket, deadline: Deadline) -> Iterator[socket.socket]:

@@ -1,10 +1,8 @@
 """The end that dials a Flight listener, and dials again when the stream broke. What `dialler` is for lanes."""
 
-import secrets
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -12,20 +10,19 @@ from typing import Any
 
 from pyarrow import flight
 
-from cutlayer.errors import ChannelError, ChannelTimeout, CredentialError, FrameRefused
+from cutlayer.errors import ChannelError, CredentialError, FrameRefused
 from cutlayer.plan.limits import Limits
-from cutlayer.transport.buffers import BufferPool
+from cutlayer.transport.call import Call, PassingError
 from cutlayer.transport.flight_lanes import flight_lanes
 from cutlayer.transport.flight_listener import message_of
 from cutlayer.transport.flight_proof import prove
 from cutlayer.transport.flight_stream import FAULTS, MESSAGE_BYTES, Ends, Stream
 from cutlayer.transport.flight_words import command_of, read_reply, said
 from cutlayer.transport.identity import Identity
-from cutlayer.transport.keeper import SHORTEST_TRY_S, FinalError, pauses
 from cutlayer.transport.lanes import Lanes
 from cutlayer.transport.link import Link
-from cutlayer.transport.opening import LIFE_BYTES, Answer, Deadline, Opening, wake
-from cutlayer.transport.tls import KeyFiles, dialling_context, misfit, public_key_digest, why_refused
+from cutlayer.transport.opening import Answer, Deadline, Opening, wake
+from cutlayer.transport.tls import KeyFiles, dialling_context, misfit, public_key_digest
 
 HTTP2 = "h2"
 OPTIONS = [
@@ -50,23 +47,8 @@ def dial_flight(
     """A link of `party` to the `FlightListener` of `peer` at `address`. See `dialler.dial`, whose promises it keeps."""
     identity = Identity(_h2_context, credentials, address[0], plaintext=insecure_plaintext_on_loopback)
     files = None if insecure_plaintext_on_loopback else credentials
-    call = _Call(address, identity, files, party=party, peer=peer, limits=limits, pins=pins or {})
-    patience_s = limits.join_timeout_s if give_up_after_s is None else give_up_after_s
-    started = time.monotonic()
-    for pause_s in pauses():
-        left_s = patience_s - (time.monotonic() - started)
-        try:
-            return call.first(max(left_s, SHORTEST_TRY_S))
-        except _PassingError as error:
-            reason = str(error)
-        left_s = patience_s - (time.monotonic() - started)
-        if left_s <= SHORTEST_TRY_S:
-            break
-        time.sleep(min(left_s / 2, pause_s))
-    raise ChannelTimeout(
-        f"{party} tried for {patience_s:g} s to reach {peer} at {address[0]}:{address[1]}; "
-        f"the last attempt ended with: {reason}"
-    )
+    call = _FlightCall(address, identity, files, party=party, peer=peer, limits=limits, pins=pins or {})
+    return call.until_let_in(give_up_after_s)
 
 
 def answers_flight(address: tuple[str, int], files: KeyFiles, peer: str, timeout_s: float) -> bool:
@@ -95,49 +77,17 @@ def _greets(connection: socket.socket) -> bool:
         return False
 
 
-class _PassingError(ChannelError):
-    """This attempt failed for a reason that may pass."""
+class _FlightCall(Call):
+    what = "Flight listener"
+    faults = FAULTS
 
-
-class _Call:
-    """A link's `Redial`."""
-
-    def __init__(
-        self,
-        address: tuple[str, int],
-        identity: Identity,
-        files: KeyFiles | None,
-        *,
-        party: str,
-        peer: str,
-        limits: Limits,
-        pins: Mapping[str, str],
-    ) -> None:
-        self._address, self._identity, self._files = address, identity, files
-        self._party, self._peer, self._limits, self._pins = party, peer, limits, pins
-        self._life = secrets.token_bytes(LIFE_BYTES)
-        self._incarnation = 0
+    def __init__(self, address: tuple[str, int], identity: Identity, files: KeyFiles | None, **whom: Any) -> None:
+        super().__init__(address, identity, **whom)
+        self._files = files
         self._lock = threading.Lock()
         self._stopped = False
         self._looking: socket.socket | None = None
         self._stream: Stream | None = None
-        self._pool = BufferPool()
-
-    def first(self, timeout_s: float) -> Link:
-        """One attempt. Raises `_PassingError`, `CredentialError`, `ChannelError`."""
-        self._life = secrets.token_bytes(LIFE_BYTES)
-        try:
-            pair, _ = self._open(timeout_s)
-        except FinalError as error:
-            raise CredentialError(f"{self._peer} does not let {self._party} in: {error}") from error
-        return Link(self._peer, self._life, pair, self._limits, redial=self)
-
-    def again(self, received: int, timeout_s: float) -> tuple[Lanes, int]:
-        """One attempt for a link that broke. Raises `FinalError`, `ChannelError`, `CredentialError`."""
-        try:
-            return self._open(timeout_s, resumes=True, received=received)
-        except FinalError as error:
-            raise FinalError(f"{self._peer} is gone from this link: {error}") from error
 
     def stop(self) -> None:
         """Ends an attempt that is being made, and all later ones."""
@@ -148,32 +98,11 @@ class _Call:
             if self._stream is not None:
                 self._stream.leave()
 
-    def _open(self, timeout_s: float, *, resumes: bool = False, received: int = 0) -> tuple[Lanes, int]:
-        try:
-            return self._try(Deadline(min(self._limits.handshake_timeout_s, timeout_s)), resumes, received)
-        except FrameRefused as error:
-            raise ChannelError(self._no_listener(str(error))) from error
-        except ssl.SSLError as error:
-            if reason := why_refused(error, self._peer):
-                raise CredentialError(reason) from error
-            raise _PassingError("the connection broke off") from error
-        except TimeoutError as error:
-            raise _PassingError("no answer") from error
-        except EOFError as error:
-            raise _PassingError("the connection broke off") from error
-        except OSError as error:
-            raise _PassingError(error.strerror or str(error) or "the connection broke off") from error
-        except FAULTS as error:
-            raise _PassingError(f"Flight says: {str(error).partition('. gRPC client')[0]}") from error
-
-    def _no_listener(self, reason: str) -> str:
-        where = f"{self._address[0]}:{self._address[1]}"
-        return f"whoever answers at {where} is no Flight listener of ours ({reason}); check the address and the port"
+    def _fault(self, error: Exception) -> str:
+        return f"Flight says: {str(error).partition('. gRPC client')[0]}"
 
     def _try(self, deadline: Deadline, resumes: bool, received: int) -> tuple[Lanes, int]:
-        self._identity.renew()
-        self._incarnation = max(self._incarnation + 1, time.time_ns())
-        opening = Opening(self._party, "to-listener", self._incarnation, self._life, resumes, received)
+        opening = Opening(self.party, "to-listener", self._incarnation, self._life, resumes, received)
         certificate = self._look(deadline)
         stream = self._call(certificate, opening)
         try:
@@ -187,7 +116,7 @@ class _Call:
         finally:
             with self._lock:
                 self._stream = None
-        return flight_lanes(stream, self._limits, self._pool), answer.received
+        return flight_lanes(stream, self.limits, self._pool), answer.received
 
     def _hold(self, stream: Stream) -> None:
         """What a stop has to end from now on."""
@@ -204,22 +133,22 @@ class _Call:
             connection.settimeout(deadline.left_s())
             connection.do_handshake()
             certificate = connection.getpeercert(binary_form=True) or b""
-            if fault := misfit(certificate, self._peer, self._pins):
-                raise CredentialError(f"whoever answers is not {self._peer}: {fault}; check the address and the plan")
+            if fault := misfit(certificate, self.peer, self.pins):
+                raise CredentialError(f"whoever answers is not {self.peer}: {fault}; check the address and the plan")
             if connection.selected_alpn_protocol() != HTTP2:
                 raise ChannelError(
-                    f"{self._peer} does not speak Flight: both ends of a link need the same transport; "
-                    f'{self._peer} needs transport = "flight" in its own file, or {self._party} must leave it out'
+                    f"{self.peer} does not speak Flight: both ends of a link need the same transport; "
+                    f'{self.peer} needs transport = "flight" in its own file, or {self.party} must leave it out'
                 )
             connection.settimeout(deadline.left_s())
             if not _greets(connection):
-                raise _PassingError(f"{self._peer} hung up when it saw our certificate: has it expired?")
+                raise PassingError(f"{self.peer} hung up when it saw our certificate: has it expired?")
             return certificate
 
     def _connect(self, deadline: Deadline) -> socket.socket:
-        connection = socket.create_connection(self._address, deadline.left_s())
-        if (context := self._identity.context) is not None:
-            connection = context.wrap_socket(connection, server_hostname=self._peer, do_handshake_on_connect=False)
+        connection = socket.create_connection(self.address, deadline.left_s())
+        if (context := self.identity.context) is not None:
+            connection = context.wrap_socket(connection, server_hostname=self.peer, do_handshake_on_connect=False)
         with self._lock:
             self._looking = connection
             if not self._stopped:
@@ -228,14 +157,14 @@ class _Call:
         raise OSError("it was given up")
 
     def _call(self, certificate: bytes, opening: Opening) -> Stream:
-        host, port = self._address
+        host, port = self.address
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         options: dict[str, Any] = {"generic_options": OPTIONS}
         if self._files is not None:
             options["tls_root_certs"] = ssl.DER_cert_to_PEM_cert(certificate).encode()
             options["cert_chain"] = Path(self._files.certificate).read_bytes()
             options["private_key"] = Path(self._files.key).read_bytes()
-            options["override_hostname"] = self._peer
+            options["override_hostname"] = self.peer
         client = flight.FlightClient(f"grpc+{'tls' if self._files else 'tcp'}://{place}", **options)
         writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(command_of(opening)))
 
@@ -251,7 +180,7 @@ class _Call:
             cut=reader.cancel,
             release=release,
         )
-        stream = Stream(ends, self._limits, self._peer)
+        stream = Stream(ends, self.limits, self.peer)
         stream.start()
         return stream
 
@@ -261,14 +190,8 @@ class _Call:
             if self._files is None:
                 raise FrameRefused("it asks for a proof where there are no keys")
             key = public_key_digest(certificate)
-            stream.write([said(prove(self._files, self._peer, key, reply, opening))])
+            stream.write([said(prove(self._files, self.peer, key, reply, opening))])
             reply = read_reply(stream.word(deadline.left_s()))
         if not isinstance(reply, Answer):
             raise FrameRefused("it asked for a second proof")
-        if reply.refusal and reply.passing:
-            raise _PassingError(f"{self._peer} refused: {reply.refusal}")
-        if reply.refusal:
-            raise FinalError(reply.refusal)
-        if reply.party != self._peer:
-            raise CredentialError(f"{reply.party} answers at {self._address[0]}:{self._address[1]}, not {self._peer}")
-        return reply
+        return self._checked(reply)

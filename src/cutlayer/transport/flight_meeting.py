@@ -7,9 +7,8 @@ from cutlayer.plan.limits import Limits
 from cutlayer.transport.flight_lanes import flight_lanes
 from cutlayer.transport.flight_stream import Stream
 from cutlayer.transport.flight_words import said
-from cutlayer.transport.link import Link
 from cutlayer.transport.meeting import Meeting, UnwelcomeError
-from cutlayer.transport.opening import Answer, Opening
+from cutlayer.transport.opening import Opening
 
 
 class FlightMeeting(Meeting):
@@ -23,22 +22,6 @@ class FlightMeeting(Meeting):
         with self._lock:
             if self._closed:
                 raise UnwelcomeError("the listener was closed", passing=True)
-            newest, older = self._links.get(opening.party, (-1, None))
-            if older and older.open and opening.incarnation <= newest:
-                raise UnwelcomeError("a newer link of this party is already open", passing=True)
-            if opening.resumes and not (older and older.life == opening.life and older.fits(opening.received)):
-                raise UnwelcomeError("its process is a new one, or it has given up the run")
-            received = older.received if older and opening.resumes else 0
-            stream.write([said(Answer(self._party, received=received))])
+            stream.write([said(self._answer(opening))])
             stream.opened = True
-            pair = flight_lanes(stream, self._limits, self._pool)
-            if older and opening.resumes:
-                self._links[opening.party] = opening.incarnation, older
-                older.attach(pair, opening.received)
-                return
-            if older:
-                older.end(f"{opening.party} opened a newer link in this one's place")
-            link = Link(opening.party, opening.life, pair, self._limits)
-            link.on_trouble = self._on_trouble
-            self._links[opening.party] = opening.incarnation, link
-            self._arrived.put(link)
+            self._link(opening, flight_lanes(stream, self._limits, self._pool))

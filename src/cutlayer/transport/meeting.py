@@ -15,7 +15,7 @@ import msgspec
 from cutlayer.errors import ChannelClosed, ChannelError, ChannelTimeout
 from cutlayer.plan.limits import Limits
 from cutlayer.transport.buffers import BufferPool
-from cutlayer.transport.lanes import lanes
+from cutlayer.transport.lanes import Lanes, lanes
 from cutlayer.transport.link import Link
 from cutlayer.transport.opening import Answer, Deadline, Opening, say
 
@@ -137,19 +137,27 @@ class Meeting:
 
     def _welcome(self, half: Half, other: Half) -> None:
         opening = half.opening
-        newest, older = self._links.get(opening.party, (-1, None))
-        if older and older.open and opening.incarnation <= newest:
-            raise UnwelcomeError("a newer link of this party is already open", passing=True)
-        if opening.resumes and not (older and older.life == opening.life and older.fits(opening.received)):
-            raise UnwelcomeError("its process is a new one, or it has given up the run")
-        answer = Answer(self._party, received=older.received if older and opening.resumes else 0)
+        answer = self._answer(opening)
         deadline = Deadline(self._limits.handshake_timeout_s)
         for each in (half, other):
             say(each.connection, answer, deadline)
         incoming, outgoing = (half, other) if opening.direction == "to-listener" else (other, half)
         self._release(half.connection)
         self._release(other.connection)
-        pair = lanes(outgoing.connection, incoming.connection, self._limits, self._pool)
+        self._link(opening, lanes(outgoing.connection, incoming.connection, self._limits, self._pool))
+
+    def _answer(self, opening: Opening) -> Answer:
+        """What a party that may have a link hears first. Raises `UnwelcomeError` for one that may not, any more."""
+        newest, older = self._links.get(opening.party, (-1, None))
+        if older and older.open and opening.incarnation <= newest:
+            raise UnwelcomeError("a newer link of this party is already open", passing=True)
+        if opening.resumes and not (older and older.life == opening.life and older.fits(opening.received)):
+            raise UnwelcomeError("its process is a new one, or it has given up the run")
+        return Answer(self._party, received=older.received if older and opening.resumes else 0)
+
+    def _link(self, opening: Opening, pair: Lanes) -> None:
+        """The party's link goes on over these lanes, or a new one begins in the place of an older."""
+        _, older = self._links.get(opening.party, (-1, None))
         if older and opening.resumes:
             self._links[opening.party] = opening.incarnation, older
             older.attach(pair, opening.received)
