@@ -99,7 +99,7 @@ def run_mutated(mutation: Mutation) -> Outcome:
 
 def run(tests: tuple[str, ...], source: Path) -> Outcome:
     """The tests on the package in `source`, which goes before the installed one."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-m", "not long", *tests]
+    command = [sys.executable, "-B", "-m", "pytest", "-x", *tests]
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as told_file:
         process = subprocess.Popen(
