@@ -244,12 +244,12 @@ class Checkpoints:
         self._remove(lambda number: number not in kept and number < committed[-1])
 
     def _remove(self, is_doomed: Callable[[int], bool]) -> None:
-        """Manifests first, each a whole save, the newest of them first; when that is durable, objects."""
+        """Forget, then remove: manifests first, each a whole save, the newest of them first; when that is durable, objects."""
         names = self._place.names()
         doomed = [each for each in names if each not in self._foreign and _is_doomed(SAVE.fullmatch(each), is_doomed)]
+        self._saves = {number: known for number, known in self._saves.items() if not is_doomed(number)}
         for name in reversed(doomed):
             self._place.remove(name)
-        self._saves = {number: known for number, known in self._saves.items() if not is_doomed(number)}
         self._refused = {name: objects for name, objects in self._refused.items() if name not in doomed}
         left = set(names) - set(doomed)
         for name in names:
