@@ -19,11 +19,12 @@ from cutlayer.observe.facts import Fact, Noticed, Progressed, Resumed, Saved
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.checkpoint import Checkpoints
-from cutlayer.party.party import Party, Setting
+from cutlayer.party.party import Party
 from cutlayer.party.replicas import Kept, Replicas
 from cutlayer.party.run import Network, Saves, make_loader, run
 from cutlayer.party.saver import Saver
 from cutlayer.party.sealed import Unsealed
+from cutlayer.party.setting import Setting
 from cutlayer.plan.membership import ALL, NEVER, Membership, Start
 from cutlayer.plan.terms import CodecTerms, Method, SaveTerms
 from cutlayer.protocol.events import Restore, Store

@@ -17,10 +17,11 @@ from cutlayer.party.agreement import Agreement
 from cutlayer.party.guard import Guard
 from cutlayer.party.loop import Loop, ShutDownError
 from cutlayer.party.network import Network, address_of
-from cutlayer.party.party import Party, Setting
+from cutlayer.party.party import Party
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.saver import Saver
 from cutlayer.party.sealed import Seals
+from cutlayer.party.setting import Setting
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.events import Event
 from cutlayer.protocol.messages import NONCE_BYTES, Task

@@ -7,11 +7,9 @@ One thread owns all of it. Whoever drives a party, the loop over a network or th
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cutlayer.data.loader import Loader
@@ -26,24 +24,24 @@ from cutlayer.errors import (
     RunError,
     SegmentFailed,
 )
-from cutlayer.model.state import MODEL, ReplicaState
+from cutlayer.model.state import MODEL
 from cutlayer.observe.audit import Audit
 from cutlayer.observe.facts import Cached, Fact, Noticed, Observer, Progressed, Spent
 from cutlayer.party.coding import Coding
 from cutlayer.party.forwarding import Forwarding
-from cutlayer.party.keeping import Keeping, Post
+from cutlayer.party.keeping import Keeping
 from cutlayer.party.moving import Mover
 from cutlayer.party.notes import Notes
 from cutlayer.party.pace import Pace
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
-from cutlayer.party.saver import Saver
+from cutlayer.party.saved import begin_with_saved
 from cutlayer.party.sealed import Seals
+from cutlayer.party.setting import Setting
 from cutlayer.party.telling import Telling
 from cutlayer.party.working import Segments, Workbench
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol import wire
-from cutlayer.protocol.agenda import Agendas
 from cutlayer.protocol.events import (
     Action,
     Broke,
@@ -69,30 +67,10 @@ from cutlayer.protocol.events import (
     Store,
     Tell,
 )
-from cutlayer.protocol.events import Replica as Key
-from cutlayer.protocol.messages import Backward, Control, Forward, Leave, Message, Ping, Rows, Sealed, State, Task
-from cutlayer.protocol.resuming import Standing
+from cutlayer.protocol.messages import Backward, Control, Forward, Leave, Message, Ping, Rows, Sealed, State
 from cutlayer.protocol.route import Route
 from cutlayer.protocol.session import Session
 from cutlayer.transport.channel import Channel
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What a session is told of its surroundings: what it has drawn for the run's name; and what simulations share."""
-
-    nonce: bytes = b""
-    agendas: Agendas | None = None
-    ahead: int = 0
-    task: Task = "train"
-    standing: Standing = Standing()  # noqa: RUF009 (frozen)
-    """What the party has of the run already."""
-    saver: Saver | None = None
-    """What keeps the party's saves, if it has any."""
-    micro_batches: int = 0
-    """How many a step has where the conductor is to decide that; 0: it measures."""
-    post: Post | None = None
-    """Where another thread may put an event for this party; without, it waits for what is written."""
 
 
 class Party:
@@ -113,7 +91,7 @@ class Party:
         loader: Loader | None = None,
         observers: Sequence[Observer] = (),
         seals: Seals | None = None,
-        setting: Setting = Setting(),
+        setting: Setting = Setting(),  # noqa: B008 (frozen)
     ) -> None:
         self.plan, self.name = plan, name
         counted = loader.rows if loader else Rows()
@@ -138,9 +116,7 @@ class Party:
         audited = any(isinstance(observer, Audit) for observer in observers)
         self._pace = Pace(name, setting.micro_batches)
         self._coding = Coding(plan, secret=secret, loader=loader)
-        self._telling = Telling(
-            plan, name, run=lambda: self.session.run, codec=self._coding.name, audited=audited
-        )  # fmt: skip
+        self._telling = Telling(plan, name, run=lambda: self.session.run, codec=self._coding.name, audited=audited)
         self._bench = Workbench(plan, self.replicas, self._coding, secret=secret, loader=loader)
         self._mover = Mover(
             plan,
@@ -186,11 +162,7 @@ class Party:
     @property
     def answers(self) -> dict[str, dict[str, Tensor]]:
         """Of predictions: what each segment that answers gave, by owner of the rows, in the order of the rows."""
-        found: dict[str, dict[str, list[Tensor]]] = {}
-        for node, answers in self._bench.answers.items():
-            for (owner, *_), answer in sorted(answers.items()):
-                found.setdefault(node, {}).setdefault(owner, []).append(answer)
-        return {node: {owner: torch.cat(parts) for owner, parts in each.items()} for node, each in found.items()}
+        return self._bench.collected()
 
     @property
     def segments(self) -> Segments:
@@ -218,20 +190,7 @@ class Party:
         """
         route = Route(self.plan, self.name, owner)
         for segment in route.segments:
-            self._restore(route.replicas[segment], weights)
-
-    def _restore(self, key: Key, weights: Mapping[str, Tensor]) -> None:
-        pattern = self.replicas.pattern(key)
-        initial = pattern.state()
-        names = [name.removeprefix(MODEL) for name in initial.tensors if name.startswith(MODEL)]
-        if missing := [name for name in names if name not in weights]:
-            raise RunError(
-                f"the saved weights have no {missing[0]!r}, which {key[0]} of {self.name} needs: name the folder that "
-                f"{self.name}'s run of this plan has saved"
-            )
-        own = ReplicaState(tensors={MODEL + name: weights[name] for name in names}, counts=initial.counts)
-        pattern.check(own, names=names)
-        self.replicas.begin(key, own)
+            begin_with_saved(self.replicas, route.replicas[segment], weights, self.name)
 
     def take_up_last(self) -> None:
         """Become what the last save has of this party, whose part of the run is over."""

@@ -1,5 +1,6 @@
 """What a run leaves in a party's folder, and how it is read again to use the model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -8,7 +9,10 @@ from torch import Tensor
 
 from cutlayer.data.encoding import Encoding
 from cutlayer.errors import RunError
+from cutlayer.model.state import MODEL, ReplicaState
+from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
+from cutlayer.protocol.events import Replica as Key
 
 WEIGHTS, ENCODING = "weights.safetensors", "encoding.json"
 
@@ -70,3 +74,21 @@ def read_encoding(folder: Path, *, needed: bool = False) -> Encoding | None:
             "folder that the party's run has saved, with its weights and this file"
         )
     return Encoding.from_json(path.read_bytes()) if path.exists() else None
+
+
+def begin_with_saved(replicas: Replicas, key: Key, weights: Mapping[str, Tensor], party: str) -> None:
+    """A replica of `party` begins with these parameters and buffers, by their names in the uncut model.
+
+    Raises `RunError` for what is not there or does not fit.
+    """
+    pattern = replicas.pattern(key)
+    initial = pattern.state()
+    names = [name.removeprefix(MODEL) for name in initial.tensors if name.startswith(MODEL)]
+    if missing := [name for name in names if name not in weights]:
+        raise RunError(
+            f"the saved weights have no {missing[0]!r}, which {key[0]} of {party} needs: name the folder that "
+            f"{party}'s run of this plan has saved"
+        )
+    own = ReplicaState(tensors={MODEL + name: weights[name] for name in names}, counts=initial.counts)
+    pattern.check(own, names=names)
+    replicas.begin(key, own)

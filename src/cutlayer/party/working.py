@@ -73,6 +73,14 @@ class Workbench:
             self.answers.setdefault(run.node, {})[place] = outcome.outputs[0].detach().cpu()
         return outcome.outputs, None if outcome.sums is None else {run.ticket.owner: outcome.sums}
 
+    def collected(self) -> dict[str, dict[str, Tensor]]:
+        """The answers, by segment and owner of the rows, in the order of the rows."""
+        found: dict[str, dict[str, list[Tensor]]] = {}
+        for node, answers in self.answers.items():
+            for (owner, *_), answer in sorted(answers.items()):
+                found.setdefault(node, {}).setdefault(owner, []).append(answer)
+        return {node: {owner: torch.cat(parts) for owner, parts in each.items()} for node, each in found.items()}
+
     def load(self, run: Run) -> tuple[Tensors, bytes]:
         """A source's rows; and their mark, where several parties have columns of them. Raises `DataError`."""
         assert self._loader is not None

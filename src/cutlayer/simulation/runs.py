@@ -17,10 +17,11 @@ from cutlayer.model.merge import merge, put_into
 from cutlayer.observe.facts import Observer, Scored
 from cutlayer.observe.meter import Meter
 from cutlayer.party.agreement import Agreement
-from cutlayer.party.party import Party, Setting
+from cutlayer.party.party import Party
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import make_loader
 from cutlayer.party.sealed import Seals, Unsealed
+from cutlayer.party.setting import Setting
 from cutlayer.plan.document import nearest
 from cutlayer.plan.membership import ALL, NEVER, Log
 from cutlayer.plan.terms import TOGETHER
