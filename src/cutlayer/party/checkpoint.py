@@ -244,7 +244,7 @@ class Checkpoints:
         self._remove(lambda number: number not in kept and number < committed[-1])
 
     def _remove(self, is_doomed: Callable[[int], bool]) -> None:
-        """Forget, then remove: manifests first, each a whole save, the newest of them first; when that is durable, objects."""
+        """Forget, then remove: manifests first, each a whole save, the newest first; when that is durable, objects."""
         names = self._place.names()
         doomed = [each for each in names if each not in self._foreign and _is_doomed(SAVE.fullmatch(each), is_doomed)]
         self._saves = {number: known for number, known in self._saves.items() if not is_doomed(number)}
