@@ -49,8 +49,9 @@ class Half(Codec):
 
     def decode(self, payload: Tensor, shape: TensorShape) -> Tensor:
         exactly(self, payload, shape)
-        tensor = as_dtype(payload, KINDS[self.kind]).to(getattr(torch, shape.dtype)).view(shape.shape)
-        if not finite(tensor):
+        halves = as_dtype(payload, KINDS[self.kind])
+        tensor = halves.to(getattr(torch, shape.dtype)).view(shape.shape)
+        if not finite(halves if tensor.element_size() > halves.element_size() else tensor):  # the smaller one to read
             raise CodecError(f"{self.name}: a payload has NaN or infinite values")
         return tensor
 

@@ -80,8 +80,9 @@ def ends(x_OGI: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
     """[G] each: the smallest and the largest element of each group; NaN where it has one."""
     if x_OGI.shape[0] == 1:
         return x_OGI[0].amin(1), x_OGI[0].amax(1)
-    rows, size = x_OGI.flatten(1), x_OGI.shape[1:]
-    return rows.amin(0).view(size).amin(1), rows.amax(0).view(size).amax(1)
+    rows, size = x_OGI.flatten(1).numpy(), x_OGI.shape[1:]  # numpy goes over the rows as they lie in memory
+    low, high = torch.from_numpy(rows.min(0)), torch.from_numpy(rows.max(0))
+    return low.view(size).amin(1), high.view(size).amax(1)
 
 
 def magnitude(x_OGI: Tensor) -> Tensor:  # noqa: N803

@@ -3,6 +3,7 @@
 import math
 from typing import Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from cutlayer.errors import CodecError
 from cutlayer.plan.tensors import DType, TensorShape
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
-_FP16_INFINITY = 0x7C00
+_FP16_SIGN, _FP16_INFINITY = 0x8000, 0x7C00
 _WORDS = {getattr(torch, word): word for word in get_args(DType)}
 
 
@@ -60,10 +61,11 @@ def refuse_if_not_finite(codec: Sized, *values: Tensor) -> None:
 def finite(values: Tensor) -> bool:
     """Whether all are. A sum that is finite has only finite terms; else each one is looked at.
 
-    The sum of sound fp16 numbers is often beyond fp16: of those the largest exponent is found, in their bits.
+    The sum of sound fp16 numbers is often beyond fp16: of those the largest of either sign is found, by their bits.
     """
     if values.dtype == torch.float16 and values.numel():
-        return int((values.contiguous().view(torch.int16) & 0x7FFF).amax()) < _FP16_INFINITY
+        bits = values.contiguous().view(torch.int16).numpy()
+        return int(bits.max()) < _FP16_INFINITY and int(bits.view(np.uint16).max()) < _FP16_SIGN + _FP16_INFINITY
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
 
 
