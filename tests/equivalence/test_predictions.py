@@ -60,11 +60,11 @@ def test_predictions_are_what_the_whole_model_answers_for_all_rows_in_order() ->
     )
 
 
-@pytest.mark.parametrize("topology", ["vanilla", "u_shaped", "multi_hop", "decoupled", "semi_supervised"])
+@pytest.mark.parametrize("topology", ["vanilla", "u_shaped", "multi_hop", "decoupled", "semi_supervised", "bottleneck"])
 @pytest.mark.parametrize("schedule", ["alternating", "splitfed_v2"])
 def test_predictions_of_clients_are_what_their_own_model_answers(topology: str, schedule: str) -> None:
-    one_network = topology in ("vanilla", "u_shaped", "multi_hop")
-    cuts = {"vanilla": ["1"], "u_shaped": ["1", "5"], "multi_hop": ["1", "3", "5"]}
+    cuts = {"vanilla": ["1"], "u_shaped": ["1", "5"], "multi_hop": ["1", "3", "5"], "bottleneck": ["1", "3", "5"]}
+    one_network = topology in cuts
     helping = {"decoupled": {"auxiliary": linear(4, CLASSES)}, "semi_supervised": {"decoder": linear(4, 3)}}
     model: nn.Module = chain()
     if not one_network:

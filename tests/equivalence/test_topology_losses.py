@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 from torch.nn import functional as F
 
 from cutlayer import Parts
+from cutlayer.plan.schedule import LEGAL
 from equivalence.longhand_topologies import (
     BATCH,
     CLASSES,
@@ -132,6 +133,24 @@ def test_semi_supervised_with_parts_of_batches(micro: int) -> None:
         return F.cross_entropy(m.top(h), Y[b]) + 2.0 * F.mse_loss(m.decoder(h), XA[b])
 
     assert_close(result.model_for("a"), trained(model, loss))
+
+
+@pytest.mark.parametrize("schedule", sorted(LEGAL["bottleneck"]))
+def test_a_learned_bottleneck_is_vanilla_with_an_encoder_and_a_decoder_in_it(schedule: str) -> None:
+    """One number of four crosses, and as many come back."""
+    model = parts(bottom=tanh(3, 4), encoder=tanh(4, 1), decoder=linear(1, 4), top=linear(4, CLASSES))
+    bottom, encoder, decoder, top = (copy.deepcopy(part) for part in model.children())
+    plain = Parts(bottom=nn.Sequential(bottom, encoder), top=nn.Sequential(decoder, top))
+    data = {"a": table(XA, Y), "b": table(XB[:, :3], Y2)}
+    found = split(model, data, "bottleneck", schedule=schedule, held_out=0.2)
+    wanted = split(plain, data, "vanilla", schedule=schedule, held_out=0.2)
+    for name in data:
+        pairs = zip(
+            found.model_for(name).state_dict().values(), wanted.model_for(name).state_dict().values(), strict=True
+        )
+        for value, same in pairs:
+            torch.testing.assert_close(value, same, rtol=0, atol=1e-12)
+        assert found.metrics[name] == pytest.approx(wanted.metrics[name], abs=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["alternating", "relay", "splitfed_v1", "splitfed_v2", "splitfed_v3"])

@@ -13,5 +13,6 @@ CASTS: dict[str, Cast] = {
     "multi_hop": Cast(roles={"a": "client", "h": "hop", "i": "hop", "j": "hop", "lab": "server"}),
     "decoupled": Cast(roles={"a": "client", "lab": "server"}, upload_every=3),
     "semi_supervised": Cast(roles={"a": "client", "lab": "server"}),
+    "bottleneck": Cast(roles={"a": "client", "b": "client", "lab": "server"}),
 }
 DRAWN: dict[str, Topology] = {name: make(CASTS[name]) for name, make in TOPOLOGIES.items()}

@@ -409,6 +409,7 @@ UNUSED = {
     "multi_hop": {"y->top"},
     "decoupled": {"y->top", "y->auxiliary", "bottom->auxiliary"},
     "semi_supervised": {"y->top", "x->decoder", "bottom->decoder"},
+    "bottleneck": {"y->top"},
 }
 
 

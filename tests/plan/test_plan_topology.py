@@ -22,6 +22,7 @@ CUTS: dict[str, set[str]] = {
     "multi_hop": {"bottom->hop_1", "hop_1->hop_2", "hop_2->hop_3", "hop_3->top", "y->top"},
     "decoupled": {"bottom->top", "y->top"},
     "semi_supervised": {"bottom->top", "y->top"},
+    "bottleneck": {"encoder->decoder", "y->top"},
 }
 LOSSES: dict[str, list[tuple[str, str]]] = {
     "vanilla": [("top", "y->top")],
@@ -33,6 +34,7 @@ LOSSES: dict[str, list[tuple[str, str]]] = {
     "multi_hop": [("top", "y->top")],
     "decoupled": [("auxiliary", "y->auxiliary"), ("top", "y->top")],
     "semi_supervised": [("decoder", "x->decoder"), ("top", "y->top")],
+    "bottleneck": [("top", "y->top")],
 }
 """Of each topology, with their targets."""
 
@@ -83,7 +85,8 @@ def test_each_party_that_is_named_has_a_node(name: str) -> None:
 
 
 def test_one_network_can_be_cut_where_segments_are_a_chain() -> None:
-    assert {name for name, topology in DRAWN.items() if topology.is_chain} == {"vanilla", "u_shaped", "multi_hop"}
+    chains = {name for name, topology in DRAWN.items() if topology.is_chain}
+    assert chains == {"vanilla", "u_shaped", "multi_hop", "bottleneck"}
     twisted = replace(DRAWN["vanilla"], segments=DRAWN["vanilla"].segments[::-1])
     assert not twisted.is_chain
     assert twisted.in_order() == DRAWN["vanilla"]

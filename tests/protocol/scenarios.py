@@ -147,6 +147,7 @@ NEWER: dict[str, Scenario] = {
         "decoupled", UNEQUAL, rounds=2, schedule="splitfed_v1", more={"upload_every": 2}
     ),
     "semi_supervised": Scenario("semi_supervised", UNEQUAL, micro_batches=2, rounds=2),
+    "bottleneck": Scenario("bottleneck", UNEQUAL, micro_batches=2, rounds=2),
     "own": Scenario(OWN, UNEQUAL[:2], micro_batches=2, rounds=2),
 }
 """The other topologies, each as it is special."""

@@ -54,7 +54,7 @@ def _drawn(terms: Terms, topology: Topology) -> Iterator[str]:
             yield f"training.{what}.{name}: {terms.topology} has no such loss{nearest(name, losses)}"
 
 
-SENDS_LABELS = ("vanilla", "multi_hop", "decoupled", "semi_supervised")
+SENDS_LABELS = ("vanilla", "multi_hop", "decoupled", "semi_supervised", "bottleneck")
 """Topologies whose name says that labels go to the server."""
 
 
@@ -73,7 +73,7 @@ def _cut(where: str, cut: tuple[str, ...], topology: Topology) -> Iterator[str]:
 
 
 ROLES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("vanilla", "u_shaped", "decoupled", "semi_supervised"), ("client", "server")),
+    **dict.fromkeys(("vanilla", "u_shaped", "decoupled", "semi_supervised", "bottleneck"), ("client", "server")),
     **dict.fromkeys(("vertical", "vertical_u_shaped"), ("client", "labels", "server")),
     "extended_vanilla": ("client", "labels", "middle", "server"),
     "multi_task": ("client", "server"),

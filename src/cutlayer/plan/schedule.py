@@ -391,6 +391,7 @@ LEGAL: dict[str, frozenset[str]] = {
     "multi_hop": frozenset({"alternating", "relay", "splitfed_v2"}),
     "decoupled": _ANY - {"parallel"},
     "semi_supervised": _ANY - {"parallel"},
+    "bottleneck": _ANY,
     "own": frozenset({"alternating", "relay", "splitfed_v2", "joint"}),
 }
 """The schedules that mean something with each topology."""

@@ -340,6 +340,25 @@ def semi_supervised(cast: Cast = Cast()) -> Topology:
     )
 
 
+def bottleneck(cast: Cast = Cast()) -> Topology:
+    """As vanilla, but an encoder at the client makes little of what crosses, and a decoder at the server more of it.
+
+    Both are learned with the rest, and are parts of the model. Source: Eshratifar et al. 2019, BottleNet
+    (arXiv 1902.01000), there in front of a cut at inference.
+    """
+    return Topology(
+        name="bottleneck",
+        sources=_rows_and_labels(),
+        segments=(
+            SegmentNode(name="bottom", role="client"),
+            SegmentNode(name="encoder", role="client"),
+            SegmentNode(name="decoder", role="server"),
+            SegmentNode(name="top", role="server", loss=True),
+        ),
+        edges=_edges("x bottom", "bottom encoder", "encoder decoder", "decoder top", "y top"),
+    )
+
+
 TOPOLOGIES: dict[str, Callable[[Cast], Topology]] = {
     "vanilla": vanilla,
     "u_shaped": u_shaped,
@@ -350,6 +369,7 @@ TOPOLOGIES: dict[str, Callable[[Cast], Topology]] = {
     "multi_hop": multi_hop,
     "decoupled": decoupled,
     "semi_supervised": semi_supervised,
+    "bottleneck": bottleneck,
 }
 
 OWN = "own"
