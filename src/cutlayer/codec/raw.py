@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from cutlayer.codec.codec import Codec, Encoded
-from cutlayer.codec.sections import as_bytes, as_dtype, exactly
+from cutlayer.codec.sections import as_bytes, as_dtype, exactly, on_host
 from cutlayer.errors import CodecError
 from cutlayer.plan.tensors import TensorShape
 
 
 def encode(tensor: Tensor) -> memoryview:
     """The bytes of a tensor of any shape, row by row. Copies only what is not contiguous, or not on the CPU."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = on_host(tensor).contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 
@@ -49,7 +49,7 @@ class Raw(Codec):
         return 0.0
 
     def encode(self, tensor: Tensor, seed: int) -> Encoded:
-        return Encoded(as_bytes(tensor.detach().cpu()))
+        return Encoded(as_bytes(on_host(tensor)))
 
     def decode(self, payload: Tensor, shape: TensorShape) -> Tensor:
         exactly(self, payload, shape)
