@@ -1,10 +1,12 @@
 """All speed figures of the project in one Markdown report: one command, which can be stopped and goes on later.
 
-    python benchmarks/report.py [--quick] [--output docs/benchmarks.md] [--device cpu|cuda]
+    python benchmarks/report.py [--quick] [--pairs 7] [--only SECTION ...] [--output docs/benchmarks.md]
+        [--device cpu|cuda]
 
 Each figure is a run of `speed.py`, and the last ones of `callgrind.py`, in a process of its own. What is done is kept
 in a JSON lines file beside the report, and is not done again on the same machine; without that file all begins anew.
-The whole takes about an hour on two idle cores, `--quick` some minutes. Without `--device` a GPU is measured too if
+The whole takes two hours on two idle cores, `--quick` some minutes; `--only` measures some sections, and the report
+has all that was ever measured. Without `--device` a GPU is measured too if
 there is one.
 """
 
@@ -29,6 +31,8 @@ import callgrind
 
 HERE = Path(__file__).parent
 ROW_TIMEOUT_S = 3600.0
+PAIRS = 7
+"""Of the rows for which a ratio is wanted."""
 
 CODECS = (
     "raw", "half", "half(kind=bf16)", "fp8", "int8", "int4", "sign", "adaptive", "topk(share=0.1)",
@@ -67,10 +71,10 @@ SECTIONS = {
 }
 
 
-def rows(*, quick: bool, devices: tuple[str, ...]) -> Iterator[Row]:
+def rows(*, quick: bool, devices: tuple[str, ...], pairs: int = PAIRS) -> Iterator[Row]:
     """What is to be measured, in order."""
     if "cpu" in devices:
-        yield from _on_cpu(("--pairs", "1", "--steps", "40") if quick else (), quick=quick)
+        yield from _on_cpu(("--pairs", "1", "--steps", "40") if quick else (), quick=quick, pairs=pairs)
     if "cuda" in devices:
         some = ("--pairs", "1" if quick else "3", "--device", "cuda")
         for name in ("W1", "W2", "W2V", "W3"):
@@ -80,11 +84,12 @@ def rows(*, quick: bool, devices: tuple[str, ...]) -> Iterator[Row]:
             yield Row(section="GPU", name=f"W3 {codec}, auto", arguments=arguments)
 
 
-def _on_cpu(some: tuple[str, ...], *, quick: bool) -> Iterator[Row]:
+def _on_cpu(some: tuple[str, ...], *, quick: bool, pairs: int) -> Iterator[Row]:
+    real = some or (("--pairs", str(pairs)) if pairs != PAIRS else ())
     for name, wanted in {"W1": 0.90, "W2": 0.33, "W2V": 0.25, "W3": 0.45}.items():
-        yield Row(section="Real runs", name=name, arguments=(name, *some), wanted=wanted)
+        yield Row(section="Real runs", name=name, arguments=(name, *real), wanted=wanted)
     for name, codec, wanted in (("W1", "", 0.97), ("W3", "", 0.62), ("W3", "half", 0.80)):
-        arguments = (name, "--micro-batches", "auto", *(("--codec", codec) if codec else ()), *some)
+        arguments = (name, "--micro-batches", "auto", *(("--codec", codec) if codec else ()), *real)
         yield Row(section="Overlap", name=f"{name} {codec or 'raw'}", arguments=arguments, wanted=wanted)
     for codec in ("half", "int8") if quick else CODECS:
         few = some or ("--pairs", "3", "--steps", "24")
@@ -122,17 +127,19 @@ def _link(workload: str, rate_mbit: int, delay_ms: int, parts: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few figures, less sure")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help=f"of real runs and overlap (default: {PAIRS})")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help="measure no others")
     parser.add_argument("--output", type=Path, default=HERE.parent / "docs" / "benchmarks.md")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="only this one")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     devices = (args.device,) if args.device else ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
-    planned = list(rows(quick=args.quick, devices=devices))
+    planned = list(rows(quick=args.quick, devices=devices, pairs=args.pairs))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     done = Done(args.output.with_suffix(".jsonl"), machine())
     failed = []
     for number, row in enumerate(planned):
-        if row.command not in done.results:
+        if row.command not in done.results and row.section in (args.only or SECTIONS):
             print(f"{number + 1} of {len(planned)}: {row.command}", file=sys.stderr)
             if fault := done.add(row.command, measured(HERE / "speed.py", *row.arguments, "--json", "--quiet")):
                 failed.append(f"{row.command}: {fault}")

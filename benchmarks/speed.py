@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import pstats
 import signal
 import statistics
 import sys
@@ -30,7 +31,7 @@ from safetensors.torch import load_file
 from children import ONE_THREAD, heard, started
 from cutlayer.keys import make_demo_kit
 from emulated import EmulatedLink
-from worker import SERVER, Record, take_part, train_uncut
+from worker import PROFILE, SERVER, Record, take_part, train_uncut
 from workloads import WARM_UP, WORKLOADS, Job, Setting, clients_of
 
 MALLOC_TUNED = {
@@ -41,6 +42,7 @@ MALLOC_TUNED = {
 START_TIMEOUT_S = 120.0
 WEIGHTS = "weights.safetensors"
 RESAMPLES = 10_000
+TOP_LINES = 14
 SAME_WEIGHTS = 1e-3
 """More than rounding in float32 makes of the longest workload, far less than one wrong step."""
 SAME_IN_PARTS = 0.1
@@ -82,6 +84,9 @@ def main() -> None:
     if fault := fault_of(args, steps, setting):
         parser.error(fault)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if setting.profile:
+        profile(args.workload, steps, args.timeout, args.device, setting)
+        return
     pairs = []
     for number in range(args.pairs):
         pairs.append(measure(args.workload, steps, args.timeout, args.device, setting))
@@ -109,6 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that one run may take (default: 600)")
     parser.add_argument("--device", default="cpu", help="where all parties, and the uncut model, compute")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--profile", action="store_true", help="no comparison: where each party's own thread is busy")
 
 
 def micro_batches(text: str) -> int | Literal["auto"]:
@@ -189,6 +195,20 @@ def split_run(
         for party in clients:
             pipes[party].send(port)
         return {party: record(pipe, timeout_s) for party, pipe in pipes.items()}
+
+
+def profile(workload: str, steps: int, timeout_s: float, device: str, setting: Setting) -> None:
+    """Print the functions in which each party's own thread spent most. Profiling makes small ones look dearer."""
+    with tempfile.TemporaryDirectory(prefix="cutlayer-speed-") as name:
+        for party, ran in split_run(workload, steps, Path(name), timeout_s, device, setting=setting).items():
+            found: dict[tuple[str, int, str], tuple[int, int, float, float, Any]]
+            found = pstats.Stats(str(Path(name) / party / PROFILE)).stats  # type: ignore[attr-defined]
+            print(f"{party}: {mean_ms(ran):.2f} ms a step\n{'µs a step':>12}{'calls':>8}")
+            for (file, line, what), (_, calls, own_s, _, _) in sorted(found.items(), key=lambda item: -item[1][2])[
+                :TOP_LINES
+            ]:
+                place = f"{Path(file).stem}:{line} " if line else ""
+                print(f"{1e6 * own_s / ran.steps:12.0f}{calls / ran.steps:8.1f}  {place}{what}")
 
 
 def record(pipe: Connection, timeout_s: float) -> Record:

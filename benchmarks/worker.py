@@ -3,6 +3,7 @@
 Each trains with one thread, writes its weights into a folder, and sends a `Record` through its pipe.
 """
 
+import cProfile
 import socket
 import time
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from cutlayer.transport.tls import dialling_context, listening_context
 from workloads import CUT, LR, Job, Setting, clients_of
 
 SERVER = "lab"
+PROFILE = "profile.pstats"
 PIECE_BYTES = 64 * 1024
 MEASURED_BYTES, REPEATS = 2**20, 15
 
@@ -104,6 +106,9 @@ def take_part(name: str, steps: int, folder: Path, device: str, setting: Setting
             pipe.send(int(fact.sentence.rpartition(" ")[2]))
 
     address = ("127.0.0.1", pipe.recv() if party != SERVER else 0)
+    profile = cProfile.Profile()
+    if setting.profile:
+        profile.enable()
     outcome = run(
         agreement,
         party,
@@ -120,6 +125,9 @@ def take_part(name: str, steps: int, folder: Path, device: str, setting: Setting
         saves=Saves(place=folder / f"saves-{party}", anew=True) if setting.save_every else None,
     )
     outcome.save(folder / party)
+    if setting.profile:
+        profile.disable()
+        profile.dump_stats(folder / party / PROFILE)
     meter, sent_bytes = outcome.meter, sum(link.sent_bytes for link in outcome.party.links.values())
     pipe.send(
         Record(
@@ -159,7 +167,7 @@ def agree(job: Job, keys: Path, setting: Setting) -> Agreement:
     """
     workload, row = job.workload, tuple(job.x.shape[1:])
     vertical = len(workload.clients) > 1
-    inputs = (InputTerms(shape=(row[0] // len(workload.clients),)),) if vertical else ()
+    inputs = (InputTerms(shape=(row[0] // len(workload.clients), *row[1:])),) if vertical else ()
     tried = setting.micro_batches == "auto"
     terms = Terms(
         topology="vertical" if vertical else "vanilla",

@@ -4,6 +4,7 @@ W1  small cut, client-heavy:  28x28 images, two conv blocks | 64x7x7 float32 (78
 W2  latency-bound:            64 columns, two towers of 32 | 64 float32 (64 KiB a batch of 256) | two linear layers
 W2V the same network vertical:  32 columns and a tower at each of two parties, 32 KiB a party; top and labels at a third
 W3  bandwidth-bound:          32x32 images, one conv | 64x32x32 float32 (16 MiB a batch of 64) | pool, conv, linear
+W3V nearly the same vertical:   two of an image's four bands and a conv at each of two parties, 8 MiB a party
 
 Seeds, shapes, batches and the optimizer (plain SGD) are part of the definition. A step of W2 takes less than a
 millisecond uncut.
@@ -112,6 +113,17 @@ def w3() -> tuple[nn.Module, nn.Module]:
     return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1)), top
 
 
+class Bands(nn.Module):
+    """A convolution for each half of an image's bands, outputs side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 32, 3, padding=1), nn.Conv2d(2, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x[:, :2]), self.right(x[:, 2:])], 1)
+
+
 def images(count: int, channels: int, side: int) -> tuple[Tensor, Tensor]:
     """Ten noisy class patterns, so that the loss has something to learn."""
     g = torch.Generator().manual_seed(0)
@@ -144,6 +156,15 @@ WORKLOADS = {
             clients=("left", "right"),
         ),
         Workload(name="W3", parts=w3, rows=lambda: images(512, 3, 32), loss="cross_entropy", batch=64, steps=56),
+        Workload(
+            name="W3V",
+            parts=lambda: (Bands(), w3()[1]),
+            rows=lambda: images(512, 4, 32),
+            loss="cross_entropy",
+            batch=64,
+            steps=56,
+            clients=("left", "right"),
+        ),
     )
 }  # fmt: skip
 
@@ -166,6 +187,8 @@ class Setting:
     """Of one way. Without rate and delay nothing stands between the parties but loopback."""
     warm_up: int = WARM_UP
     save_every: int = 0
+    profile: bool = False
+    """Each party writes what its own thread spent its time on into its folder."""
 
     @property
     def stages(self) -> tuple[Method, ...]:

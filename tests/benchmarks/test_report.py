@@ -71,6 +71,18 @@ def test_the_plain_rows_go_the_path_of_real_runs() -> None:
     assert [row.arguments for row in planned if row.section == "Real runs"] == [(name,) for name in WANTED]
 
 
+def test_some_sections_alone_are_measured_with_as_many_pairs_as_asked_for_and_the_report_keeps_the_others(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring(monkeypatch, Measuring())
+    report.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--pairs", "3", "--only", "Real runs"])
+    again = measuring(monkeypatch, Measuring())
+    report.main()
+    assert again.called == [f"{name} --pairs 3 --json --quiet" for name in WANTED]
+    assert "## Links" in place.read_text()
+
+
 def test_a_stopped_report_goes_on_and_repeats_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measuring(monkeypatch, Measuring(until=5))
     with pytest.raises(KeyboardInterrupt):
