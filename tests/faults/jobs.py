@@ -9,7 +9,7 @@ import torch
 
 from cutlayer.party.report import report
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.terms import SaveTerms
+from cutlayer.plan.terms import CodecTerms, Method, SaveTerms
 from cutlayer.simulation import simulate_plan
 from equivalence.longhand import SECRETS
 from equivalence.test_network_schedules import job as schedule_job
@@ -46,6 +46,29 @@ JOBS: dict[str, Job] = {
     "relay": _scored(schedule_job("relay", "vanilla")),
     "splitfed_v1": _scored(schedule_job("splitfed_v1", "vanilla", averaged_optimizer="keep")),
 }
+
+
+def _with(job: Job, codec: tuple[CodecTerms, ...] = (), **training: Any) -> Job:
+    return replace(job, terms=replace(job.terms, codec=codec, training=replace(job.terms.training, **training)))
+
+
+HALF_OF_EACH = Method(name="topk", options={"share": 0.5})
+TRADING_JOBS: dict[str, Job] = {
+    "staleness": _with(JOBS["u_shaped"], staleness=2),
+    "cached_steps": _with(JOBS["vertical"], cached_steps=2),
+    "feedback": _with(
+        JOBS["vanilla"],
+        (
+            CodecTerms(
+                forward=(HALF_OF_EACH,),
+                backward=(HALF_OF_EACH,),
+                forward_feedback="sample",
+                backward_feedback="channel",
+            ),
+        ),
+    ),
+}
+"""Those in which more than weights is remembered from one step to the next."""
 
 
 MORE_JOBS: dict[str, Job] = {

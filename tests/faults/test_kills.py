@@ -1,17 +1,20 @@
 """A party killed at any stage of a ticket or a save, and started again: the bits of the undisturbed run."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from faults.crew import Crew
 from faults.faults import SAVE, TICKET, Fault, corrupt, drop, duplicate, kill, reorder, stop, truncate
-from faults.jobs import JOBS, differences, job_of, undisturbed
+from faults.jobs import JOBS, TRADING_JOBS, differences, job_of, undisturbed
+from processes.crew import Job
 
 MIDDLE = {"load": 9, "forward": 5, "backward": 4, "step": 4, "hello": 1, "finish": 1, "finished": 1, "restore": 1}
 """The act at which parties are killed; a save is their third."""
 
 
-def assert_nothing_is_different(crew: Crew, name: str, *faults: Fault) -> None:
-    job = job_of(name, crew)
+def assert_nothing_is_different(crew: Crew, name: str, *faults: Fault, jobs: Mapping[str, Job] = JOBS) -> None:
+    job = job_of(name, crew, jobs)
     outcome = crew.run(job, *faults)
     assert {fault for _, fault in outcome.struck} == set(faults), outcome.story()
     assert not differences(outcome, undisturbed().of(job)), outcome.story()
@@ -60,6 +63,14 @@ def test_a_run_with_saves_gives_the_bits_of_the_simulation(crew: Crew, name: str
 def test_a_party_is_killed_at_any_stage_and_nothing_is_different(crew: Crew, name: str, party: str, at: str) -> None:
     fault = Fault(kind="kill", party=party, at=at, number=MIDDLE.get(at, 3))
     assert_nothing_is_different(crew, name, fault)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("party", ["a", "server"])
+@pytest.mark.parametrize("name", TRADING_JOBS)
+def test_what_steps_remember_of_each_other_outlives_a_kill(crew: Crew, name: str, party: str) -> None:
+    faults = kill(party, ticket=5, at="forward"), kill(party, save=3, at="written", life=2)
+    assert_nothing_is_different(crew, name, *faults, jobs=TRADING_JOBS)
 
 
 @pytest.mark.slow
