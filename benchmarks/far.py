@@ -91,7 +91,7 @@ def to_the_same_auc(rounds: int, delay_ms: float) -> list[Learned]:
     found: list[Learned] = []
     for way, setting in WAYS.items():
         needed, auc = rounds_to(wanted, setting, 2 * rounds)
-        step_s = statistics.median(steps_of("W2V", STEPS, delay_ms=delay_ms, setting=setting))
+        step_s = statistics.fmean(steps_of("W2V", STEPS, delay_ms=delay_ms, setting=setting))
         seconds = needed * (TRAIN // WORKLOADS["W2V"].batch) * step_s
         exact_s = found[0].seconds if found else seconds
         found.append(Learned(way=way, auc=auc, rounds=needed, step_s=step_s, seconds=seconds, faster=exact_s / seconds))

@@ -5,9 +5,8 @@
 
 Each figure is a run of `speed.py`, and the last ones of `callgrind.py`, in a process of its own. What is done is kept
 in a JSON lines file beside the report, and is not done again on the same machine; without that file all begins anew.
-The whole takes two hours on two idle cores, `--quick` some minutes; `--only` measures some sections, and the report
-has all that was ever measured. Without `--device` a GPU is measured too if
-there is one.
+The whole takes an hour and a half on two idle cores, `--quick` some minutes; `--only` measures some sections, and the
+report has all that was ever measured. Without `--device` a GPU is measured too if there is one.
 """
 
 import argparse
@@ -42,7 +41,7 @@ CODECS = (
 CLIENTS = (1, 4, 16, 64)
 RATES_MBIT, DELAYS_MS = (10, 100, 1000), (5, 50, 150)
 STEP_BYTES = {"W1": 1.61e6, "W2V": 0.13e6, "W3": 33.6e6}
-STEP_S, LINK_S = 0.05, 20.0
+STEP_S, LINK_S = 0.05, 10.0
 """What a step computes at most, and for how long a row on a link is measured, about."""
 
 
@@ -92,10 +91,10 @@ def _on_cpu(some: tuple[str, ...], *, quick: bool, pairs: int) -> Iterator[Row]:
         arguments = (name, "--micro-batches", "auto", *(("--codec", codec) if codec else ()), *real)
         yield Row(section="Overlap", name=f"{name} {codec or 'raw'}", arguments=arguments, wanted=wanted)
     for codec in ("half", "int8") if quick else CODECS:
-        few = some or ("--pairs", "3", "--steps", "24")
+        few = some or ("--pairs", "1", "--steps", "30")
         yield Row(section="Codecs", name=codec, arguments=("W3", "--codec", codec, *few))
     for count in (4,) if quick else CLIENTS:
-        few = some or ("--pairs", "3")
+        few = some or ("--pairs", "1")
         yield Row(section="Clients", name=f"W1, {count}", arguments=("W1", "--clients", str(count), *few))
     yield from (_link("W1", 100, 50, 1),) if quick else _links()
 
