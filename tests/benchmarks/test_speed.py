@@ -160,6 +160,7 @@ def test_clients_take_turns() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_no_process_outlives_a_benchmark_that_is_interrupted(number: signal.Signals) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in a shell's background
     with subprocess.Popen(
         [sys.executable, SPEED, "W2", "--steps", "2000", "--pairs", "1"],
         stdout=subprocess.PIPE,
