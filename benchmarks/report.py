@@ -259,6 +259,9 @@ COLUMNS = (
 
 
 def _table(own: list[Row], done: Done) -> Iterator[str]:
+    if not any(row.command in done.results for row in own):
+        yield f'Not measured: `python benchmarks/report.py --only "{own[0].section}"` does it.'
+        return
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
     for row in own:
