@@ -6,7 +6,7 @@
 Each figure is a run of `speed.py`, and the last ones of `callgrind.py`, in a process of its own. What is done is kept
 in a JSON lines file beside the report, and is not done again on the same machine; without that file all begins anew.
 The whole takes an hour and a half on two idle cores, `--quick` some minutes; `--only` measures some sections, and the
-report has all that was ever measured. Without `--device` a GPU is measured too if there is one.
+report keeps what was measured of the others. Without `--device` a GPU is measured too if there is one.
 """
 
 import argparse

@@ -31,12 +31,12 @@ LIMITS = Limits(
 ROUNDS, EVERY_STEPS = 3, 2
 
 
+def _with(job: Job, codec: tuple[CodecTerms, ...] = (), **training: Any) -> Job:
+    return replace(job, terms=replace(job.terms, codec=codec, training=replace(job.terms.training, **training)))
+
+
 def _scored(job: Job) -> Job:
-    return replace(job, terms=replace(job.terms, training=replace(job.terms.training, held_out=0.2)))
-
-
-def _dropping_out(job: Job) -> Job:
-    return replace(job, terms=replace(job.terms, training=replace(job.terms.training, party_dropout=0.2)))
+    return _with(job, held_out=0.2)
 
 
 JOBS: dict[str, Job] = {
@@ -46,10 +46,6 @@ JOBS: dict[str, Job] = {
     "relay": _scored(schedule_job("relay", "vanilla")),
     "splitfed_v1": _scored(schedule_job("splitfed_v1", "vanilla", averaged_optimizer="keep")),
 }
-
-
-def _with(job: Job, codec: tuple[CodecTerms, ...] = (), **training: Any) -> Job:
-    return replace(job, terms=replace(job.terms, codec=codec, training=replace(job.terms.training, **training)))
 
 
 HALF_OF_EACH = Method(name="topk", options={"share": 0.5})
@@ -77,7 +73,7 @@ MORE_JOBS: dict[str, Job] = {
     "splitfed_v2": _scored(schedule_job("splitfed_v2", "vanilla")),
     "splitfed_v3": _scored(schedule_job("splitfed_v3", "vanilla")),
     "parallel": _scored(schedule_job("parallel", "u_shaped", micro_batches=2)),
-    "vertical": _dropping_out(JOBS["vertical"]),
+    "vertical": _with(JOBS["vertical"], party_dropout=0.2),
 }
 """Those that a client may be missing from."""
 
