@@ -36,6 +36,7 @@ from cutlayer.observe.facts import Fact, Noticed, Progressed
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.memory import keep_freed_memory
 from cutlayer.party.run import Network, run
+from cutlayer.plan.methods import methods_from
 from cutlayer.plan.terms import CodecTerms, Method, ModelTerms, Training
 from cutlayer.studies import codecs
 from cutlayer.studies.advisor import Advice, Setting, advise, line_of
@@ -202,7 +203,7 @@ def work(keys: Path, party: str, pipe: Connection) -> None:
 def agreement(job: Job) -> Agreement:
     net = model()
     terms = vanilla(training(job.micro_batches, job.steps), inputs_of(net, rows()))
-    stages = () if job.codec == codecs.RAW else tuple(map(codecs.stage, job.codec.split("+")))
+    stages = () if job.codec == codecs.RAW else tuple(methods_from(job.codec))
     coding = (CodecTerms(forward=stages, backward=stages),) if stages else ()
     return draft(replace(terms, model=ModelTerms(cut=(job.cut,)), codec=coding), net)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from cutlayer.model.parts import Parts
 from cutlayer.plan.course import TRIES
+from cutlayer.plan.methods import methods_from
 from cutlayer.plan.schedule import STEPS_TRIED
 from cutlayer.plan.terms import Method
-from cutlayer.studies.codecs import stage
 
 LR = 0.05
 MODEL_SEED = 1
@@ -192,7 +192,7 @@ class Setting:
 
     @property
     def stages(self) -> tuple[Method, ...]:
-        return tuple(stage(part) for part in self.codec.split("+")) if self.codec else ()
+        return tuple(methods_from(self.codec)) if self.codec else ()
 
     @property
     def exact(self) -> bool:

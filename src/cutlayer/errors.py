@@ -18,6 +18,7 @@ CutlayerError
     ├── PeerStopped          a peer ended the run and said why
     ├── Interrupted          a peer was lost, or is back: the run is taken up again from a save
     ├── Misaligned           two parties mean different rows by the same ticket
+    ├── BudgetSpent          a party would tell more of a row than its plan allows
     └── Diverged             a loss or a gradient is not finite
 """
 
@@ -152,3 +153,25 @@ class Misaligned(RunError):
 
 class Diverged(RunError):
     """A loss is not a finite number any more."""
+
+
+class BudgetSpent(RunError):
+    """One more release would tell more of a row than a party's budget allows; it was not made.
+
+    By its `channel` `party` has told ε = `spent` so far, of `budget`, at `delta`; it would have been `after`.
+    """
+
+    def __init__(self, party: str, channel: str, *, spent: float, after: float, budget: float, delta: float) -> None:
+        self.party, self.channel = party, channel
+        self.spent, self.after, self.budget, self.delta = spent, after, budget, delta
+        super().__init__(party, channel)
+
+    def __str__(self) -> str:
+        if self.after < float("inf"):
+            cause, mend = f"would make it {self.after:.4g}", "more noise, fewer rounds or a larger budget"
+        else:
+            cause, mend = "would tell without a bound", "a defence with a mechanism there (such as gaussian)"
+        return (
+            f"{self.party} has told ε = {self.spent:.4g} of a row by its {self.channel}, and one more release {cause}, "
+            f"over its budget of {self.budget:g} at δ = {self.delta:g}: agree on a plan with {mend}"
+        )

@@ -11,7 +11,18 @@ from msgspec import Struct, structs
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
 from cutlayer.plan.tensors import TensorShape, TensorSpec
-from cutlayer.plan.terms import InputTerms, Method, ModelTerms, PartyTerms, SaveTerms, Terms, Training
+from cutlayer.plan.terms import (
+    BudgetTerms,
+    CodecTerms,
+    DefenceTerms,
+    InputTerms,
+    Method,
+    ModelTerms,
+    PartyTerms,
+    SaveTerms,
+    Terms,
+    Training,
+)
 from cutlayer.plan.topology import Edge, SegmentNode, Source
 
 PLAN = Plan(
@@ -25,6 +36,7 @@ PLAN = Plan(
             optimizer=Method(name="SGD", options={"lr": 0.1, "nesterov": False}),
             lr_schedule=Method(name="StepLR", options={"step_size": 2}),
             server_optimizer=Method(name="SGD", options={"lr": 0.2}),
+            averaging=Method(name="trimmed_mean", options={"trim": 0.1}),
             losses={"top_2": Method(name="mse_loss")},
             loss_weights={"top_2": 0.5},
             batch_size=16,
@@ -42,6 +54,9 @@ PLAN = Plan(
         source=(Source(name="x", role="client", kind="rows"),),
         segment=(SegmentNode(name="top", role="lab", loss=True, join="sum", auxiliary=True),),
         edge=(Edge(source="x", target="top", gradient=False, every=3),),
+        codec=(CodecTerms(edge="bottom->top", forward=(Method(name="half"),)),),
+        defence=(DefenceTerms(edge="bottom->top", forward=(Method(name="gaussian", options={"clip": 1.0}),)),),
+        budget=(BudgetTerms(party="hospital-a", epsilon=8.0),),
     ),
     contents=Contents(
         segments={
@@ -121,7 +136,8 @@ def test_the_digest_changes_with_everything_that_was_agreed(changed: Plan) -> No
 def test_all_fields_are_among_the_changes_above() -> None:
     graph = (Source, SegmentNode, Edge)
     terms = (Terms, ModelTerms, InputTerms, Training, PartyTerms, Limits, Method, SaveTerms)
-    kinds = (*terms, SegmentContents, Contents, *graph)
+    safety = (CodecTerms, DefenceTerms, BudgetTerms)
+    kinds = (*terms, *safety, SegmentContents, Contents, *graph)
     for kind in kinds:
         names = getattr(kind, "__struct_fields__", None) or [field.name for field in dataclasses.fields(kind)]
         for name in names:

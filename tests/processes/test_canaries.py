@@ -24,11 +24,13 @@ from cutlayer.errors import CutlayerError, DataError, Misaligned, SegmentFailed
 from cutlayer.keys import PublicKeys, load_credentials, load_sealer, make_demo_kit
 from cutlayer.keys.pairs import read_public_keys
 from cutlayer.observe.facts import Fact, Noticed
+from cutlayer.observe.tap import Seen
 from cutlayer.party.agreement import Agreement, draft
 from cutlayer.party.align import align_together
 from cutlayer.party.alignment import aligner
 from cutlayer.party.run import Network, run
-from cutlayer.protocol.messages import Forward, Sealed
+from cutlayer.plan.terms import DefenceTerms, Method
+from cutlayer.protocol.messages import Backward, Forward, Sealed
 from cutlayer.protocol.wire import PRELUDE_BYTES, Frame, decode
 from cutlayer.simulation import simulate_plan
 from cutlayer.transport.link import Link
@@ -89,6 +91,29 @@ def test_a_bottom_that_does_nothing_gives_the_features_away(tap: Tap, form: Form
     same.load_state_dict({"weight": torch.eye(WIDTH[form]), "bias": torch.zeros(WIDTH[form])})
     simulate_plan(agreed(replace(scene, schedule="alternating"), form, same), planted.data)
     assert tap.find(planted.kinds) == {"features"}
+
+
+@FORMS
+def test_of_a_defended_run_released_tensors_cross_and_nothing_else(tap: Tap, form: Form, tmp_path: Path) -> None:
+    scene = replace(SCENES["u_shaped"], schedule="alternating")
+    planted = plant(scene, form, tmp_path)
+    same = nn.Linear(WIDTH[form], WIDTH[form]).requires_grad_(False)
+    same.load_state_dict({"weight": torch.eye(WIDTH[form]), "bias": torch.zeros(WIDTH[form])})
+    noise = (Method(name="gaussian", options={"clip": 1e6, "sigma": 1.0}),)
+    plain = agreed(scene, form, same)
+    defended = draft(replace(plain.plan.terms, defence=(DefenceTerms(forward=noise, backward=noise),)), plain.model)
+    released: set[bytes] = set()
+
+    def keep(seen: Seen) -> None:
+        if seen.sent:
+            released.add(seen.tensor.detach().contiguous().numpy().tobytes())
+
+    simulate_plan(defended, planted.data, taps=(keep,))
+    assert tap.find(planted.kinds) == set()
+    crossed = [decode(received(data)) for _, data in tap.frames]
+    payloads = [bytes(view) for message, views in crossed if isinstance(message, Forward | Backward) for view in views]
+    assert len(payloads) > 10
+    assert set(payloads) <= released
 
 
 @FORMS

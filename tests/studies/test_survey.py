@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from cutlayer.errors import CutError, DataError, PlanError
+from cutlayer.plan.methods import method_from
 from cutlayer.plan.terms import InputTerms, Method, Training
 from cutlayer.studies import codecs, costs
 from cutlayer.studies.costs import Batch, Pair
@@ -134,8 +135,8 @@ def test_too_few_rows_are_refused() -> None:
 
 
 def test_codecs_are_read_as_they_are_written() -> None:
-    assert codecs.stage("topk(share=0.01)").options == {"share": 0.01}
-    assert codecs.stage("int8(scale='row')").options == {"scale": "row"}
+    assert method_from("topk(share=0.01)").options == {"share": 0.01}
+    assert method_from("int8(scale='row')").options == {"scale": "row"}
     assert list(codecs.named("raw, half,topk(share=0.1)+int8")) == ["raw", "half", "topk(share=0.1)+int8"]
     for wrong in ("topk(share", "topk(0.1)", "what"):
         with pytest.raises(PlanError):

@@ -7,6 +7,7 @@ import typer
 from cutlayer.cli import audit, keys, plan, project, running, using
 from cutlayer.cli.advise import advise
 from cutlayer.cli.align import align
+from cutlayer.cli.attack import attack
 from cutlayer.cli.deal import deal
 from cutlayer.cli.demo import demo
 from cutlayer.cli.ping import ping
@@ -27,6 +28,7 @@ app.command(name="init")(project.init)
 app.command()(deal)
 app.command()(align)
 app.command()(ping)
+app.command()(attack)
 app.command()(plan.accept)
 app.command()(running.run)
 app.command()(running.simulate)

@@ -71,10 +71,33 @@ def show(
         console.print(f"{source.kind}{'' if at.startswith('the ') else f' ({source.name})'}: {where}")
     for sentence in (*shared_rows(plan), *movements(plan)):
         console.print(sentence, soft_wrap=True)
+    _show_exposure(plan, console)
     unpinned = [name for name in terms.parties if name not in terms.pins]
     if unpinned:
         console.print(f"keys not pinned (the authority vouches for them): {', '.join(unpinned)}")
     console.print(f"digest {plan.digest}")
+
+
+def _show_exposure(plan: "Plan", console: Console) -> None:
+    """What each peer could learn by each channel, and what protects it; what nothing bounds in red."""
+    from rich import box
+    from rich.markup import escape
+
+    from cutlayer.studies.exposure import exposures, warnings
+
+    table = Table(title="Who could learn what", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("channel", "from → to", "tells", "protected by"):
+        table.add_column(name, overflow="fold")
+    for each in exposures(plan):
+        style = "green" if each.bounded else "red"
+        words = (each.channel, f"{each.sender} → {each.receiver}", each.tells)
+        table.add_row(*map(escape, words), f"[{style}]{escape(each.protected_by)}[/{style}]")
+    console.print(table)
+    for budget in plan.terms.budget:
+        told = f"ε = {budget.epsilon:g} at δ = {budget.delta:g}"
+        console.print(f"{budget.party} stops before its {budget.channel} would tell more of a row than {told}")
+    for sentence in warnings(plan):
+        console.print(f"[bold red]warning:[/bold red] {escape(sentence)}", soft_wrap=True)
 
 
 def _rounds(training: "Training") -> str:

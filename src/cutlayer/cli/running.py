@@ -15,13 +15,18 @@ from cutlayer.observe.facts import Fact, Noticed, Paced, Progressed, Resumed, Sa
 from cutlayer.observe.lines import to_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.utils.data import Dataset
 
     from cutlayer.data.encoding import Encoding
     from cutlayer.observe.audit import Audit
+    from cutlayer.observe.facts import Observer
+    from cutlayer.observe.monitor import Monitor
     from cutlayer.party.agreement import Agreement
     from cutlayer.party.local import PartyFile
     from cutlayer.party.run import Network
+    from cutlayer.plan.plan import Plan
     from cutlayer.plan.terms import Terms
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, with its model and weights beside it.")]
@@ -49,6 +54,13 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     facts: Annotated[bool, typer.Option("--facts", help="Print facts as JSON lines instead of progress.")] = False,
     saves: Annotated[str, typer.Option(help="Folder or fsspec URL for the run's saves; by default in --out.")] = "",
     anew: Annotated[bool, typer.Option("--anew", help="Forget the saves that are there, and begin anew.")] = False,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Measure what this party's tensors tell while it runs; raise alarms.")
+    ] = False,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep this party's rows and what it sent of them here: see `cutlayer attack`."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure-plaintext-on-loopback", help="NO encryption, NO identities; loopback only.")
     ] = False,
@@ -61,13 +73,14 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     from cutlayer.party.memory import keep_freed_memory
     from cutlayer.party.run import Saves
     from cutlayer.party.run import run as run_party
+    from cutlayer.studies.recording import Recorder
 
     here = party_file(
         plan,
         party,
         own_file,
         {"data": data, "held_out": held_out, "label": label, "keys": keys, "listen": listen, "connect": connect,
-         "out": out, "device": device, "threads": threads, "saves": saves},
+         "out": out, "device": device, "threads": threads, "saves": saves, "monitor": monitor},
     )  # fmt: skip
     keep_freed_memory()
     set_threads(here)
@@ -76,6 +89,8 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
     owners = agreement.plan.owners
     results = Path(here.out or f"runs/{agreement.plan.terms.name}/{party}")
     place = here.saves or str(results / "saves" / agreement.plan.digest[:12])
+    recorder = Recorder() if record else None
+    taps = [recorder] if recorder else []
     try:
         with (
             observer_for(facts, (party,) if party in owners else owners[: len(owners) == 1]) as observer,
@@ -92,11 +107,15 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
                 device=here.device,
                 saves=Saves(place=place, anew=anew),
                 denied=DenyList(own_file or plan.parent / f"{party}.toml", here.deny),
+                ledger=ledger_of(here, party, agreement.plan),
+                taps=(*taps, *monitor_for(here, agreement.plan, (observer, *audits), secret)),
             )
     except KeyboardInterrupt:
         typer.echo(f"cutlayer: {party} was stopped by hand", err=True)
         raise typer.Exit(130) from None
     saved = outcome.save(results)
+    if recorder and record:
+        recorder.save(record)
     report = outcome.report() | {"saved": str(saved)}
     _write_json(json_file, report)
     if not facts:
@@ -118,7 +137,7 @@ def simulate(
     from cutlayer.party.report import report, versions
     from cutlayer.simulation import simulate_plan
 
-    given = _named(data or [])
+    given = named(data or [])
     agreement = read_agreement(plan)
     files = {
         name: party_file(plan, name, None, {"data": given.get(name, "")}) for name in agreement.plan.row_owners
@@ -128,8 +147,8 @@ def simulate(
     with observer_for(False, agreement.plan.owners) as observer:
         result = simulate_plan(
             agreement,
-            _all_rows({name: (file, file.data) for name, file in files.items()}, plan),
-            held_out=_all_rows({n: (replace(f, aligned=""), f.held_out) for n, f in files.items()}, plan),
+            all_rows({name: (file, file.data) for name, file in files.items()}, plan),
+            held_out=all_rows({n: (replace(f, aligned=""), f.held_out) for n, f in files.items()}, plan),
             secrets=None if keys is None else {name: party_secret(keys, name) for name in agreement.plan.terms.parties},
             observers=(observer,),
         )
@@ -179,11 +198,12 @@ def party_file(plan: Path, party: str, given: Path | None, flags: dict[str, Any]
     return replace(here, **{name: value for name, value in flags.items() if value})
 
 
-def _named(pairs: list[str]) -> dict[str, str]:
-    named = dict(pair.partition("=")[::2] for pair in pairs)
-    if wrong := [name for name, reference in named.items() if not name or not reference]:
+def named(pairs: list[str]) -> dict[str, str]:
+    """What `--data NAME=reference` said, by party. Raises `PlanError`."""
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    if wrong := [name for name, reference in found.items() if not name or not reference]:
         raise PlanError(f"--data {wrong[0]!r}: write NAME=rows.csv, NAME=rows.npz or NAME=package.module:factory")
-    return named
+    return found
 
 
 def rows_of(
@@ -208,9 +228,44 @@ def rows_of(
     )
 
 
-def _all_rows(given: "dict[str, tuple[PartyFile, str]]", plan: Path) -> "dict[str, Dataset[Any]]":
+def all_rows(given: "dict[str, tuple[PartyFile, str]]", plan: Path) -> "dict[str, Dataset[Any]]":
+    """The rows of the parties that name any."""
     rows = {name: rows_of(here, reference, plan) for name, (here, reference) in given.items()}
     return {name: own for name, own in rows.items() if own is not None}
+
+
+def monitor_for(
+    here: "PartyFile", plan: "Plan", observers: "Sequence[Observer]", secret: bytes
+) -> "tuple[Monitor, ...]":  # fmt: skip
+    """The party's monitor, if it wants one; what it finds is told to the observers."""
+    from cutlayer.observe.monitor import Monitor
+    from cutlayer.observe.watch import Alarmed, Leaked, Watch
+    from cutlayer.plan.streams import stream_seed
+
+    if not here.monitor:
+        return ()
+    classes = max(plan.contents.classes.values(), default=0)
+
+    def tell(fact: Leaked | Alarmed) -> None:
+        for observer in observers:
+            observer(fact)
+            if isinstance(fact, Alarmed):
+                observer(Noticed(party=fact.party, sentence=fact.sentence))
+
+    watch = Watch(classes=classes, stops=plan.terms.on_alarm == "end")
+    return (Monitor(watch, tell, seed=stream_seed(secret, "monitor")),)
+
+
+def ledger_of(here: "PartyFile", party: str, plan: "Plan") -> Path | None:
+    """Where the party writes down what it tells of its rows by this plan: beside its keys, for as long as those last.
+
+    None where the plan neither defends nor bounds anything.
+    """
+    if not (plan.terms.defence or plan.terms.budget):
+        return None
+    folder = Path(here.keys)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder / f"{party}-{plan.digest[:12]}.ledger"
 
 
 def network_of(here: "PartyFile", party: str, terms: "Terms", *, insecure: bool) -> "tuple[Network, bytes]":
@@ -295,5 +350,7 @@ def _print_outcome(report: dict[str, Any]) -> None:
     )
     sent, received = report["bytes"]["sent"], report["bytes"]["received"]
     print(f"{report['party']}: {scores or 'no evaluation'}; sent {sent:,} bytes, received {received:,}")
+    for line in report["privacy"]:
+        print(f"{report['party']}: {line}")
     if "saved" in report:
         print(f"{report['party']}: own weights in {report['saved']}")

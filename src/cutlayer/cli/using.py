@@ -10,6 +10,7 @@ from cutlayer.cli.running import (
     PartyPath,
     PlanPath,
     accepted,
+    ledger_of,
     network_of,
     observer_for,
     party_file,
@@ -82,6 +83,7 @@ def predict(  # noqa: PLR0913 (each option overrides one line of the party's fil
             device=here.device,
             prediction=prediction,
             denied=DenyList(own_file or plan.parent / f"{party}.toml", here.deny),
+            ledger=ledger_of(here, party, agreement.plan),
         )
     if outcome.party.answers:
         path = write_answers_of(outcome, answers or folder / "answers.csv", here.classes)

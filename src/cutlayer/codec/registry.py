@@ -7,9 +7,7 @@ most one quantiser (which makes bytes of numbers), then at most one packer (whic
 "topk(share=0.01)+int8(scale='row')"
 """
 
-import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 
 from cutlayer.codec.adaptive import Adaptive
 from cutlayer.codec.codec import Codec
@@ -27,7 +25,7 @@ from cutlayer.codec.spelling import INNER
 from cutlayer.codec.topk import TopK
 from cutlayer.codec.zstd import Zstd
 from cutlayer.errors import PlanError
-from cutlayer.plan.document import nearest
+from cutlayer.plan import methods
 from cutlayer.plan.terms import Method
 
 REDUCERS: dict[str, type[Codec]] = {
@@ -54,7 +52,7 @@ _ORDER = "a chain is a reducer, a quantiser, a packer, at most one of each, in t
 
 def faults(stages: Sequence[Method]) -> list[str]:
     """What is wrong with a chain: one sentence each."""
-    found = [fault for stage in stages for fault in _stage_faults(stage)]
+    found = [fault for stage in stages for fault in methods.method_faults("codec", stage, METHODS, (INNER,))]
     if all(stage.name in METHODS for stage in stages):
         places = [_place(stage.name) for stage in stages]
         if places != sorted(set(places)):
@@ -78,55 +76,10 @@ def build(stages: Sequence[Method]) -> Codec:
     return codec
 
 
-def options_of(name: str) -> dict[str, typing.Any]:
+def options_of(name: str) -> dict[str, type]:
     """The options of a method, and their types."""
-    hints = typing.get_type_hints(METHODS[name])
-    return {field.name: hints[field.name] for field in _options(name)}
-
-
-def _options(name: str) -> list[typing.Any]:
-    return [field for field in fields(METHODS[name]) if field.name != INNER]  # type: ignore[arg-type]
+    return methods.options_of(METHODS[name], (INNER,))
 
 
 def _place(name: str) -> int:
     return next(place for place, methods in enumerate(_KINDS.values()) if name in methods)
-
-
-def _stage_faults(stage: Method) -> list[str]:
-    if stage.name not in METHODS:
-        return [f"codec = {stage.name!r} is unknown{nearest(stage.name, METHODS)}"]
-    known = options_of(stage.name)
-    found = [
-        f"codec {stage.name}: {option} is no option of it{nearest(option, known or {'none': None})}"
-        for option in stage.options
-        if option not in known
-    ]
-    found += [
-        f"codec {stage.name}: {option} = {value!r} must be {_WORDS[known[option]]}"
-        for option, value in stage.options.items()
-        if option in known and not _fits(value, known[option])
-    ]
-    found += [
-        f"codec {stage.name}: {field.name} is missing"
-        for field in _options(stage.name)
-        if field.default is MISSING and field.name not in stage.options
-    ]
-    return found or _refusal(stage)
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-
-
-def _fits(value: object, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _refusal(stage: Method) -> list[str]:
-    """What the method itself says to its options' values."""
-    try:
-        METHODS[stage.name](**stage.options)
-    except PlanError as error:
-        return [f"codec {fault}" for fault in error.faults]
-    return []

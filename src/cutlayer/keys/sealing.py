@@ -9,7 +9,6 @@ The sender stands in `info` too: who strips a signature and puts its own there h
 A message can be delivered twice; the context must name its moment in the run (plan, run, turn, kind), used once.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from cutlayer.errors import CredentialError
+from cutlayer.keys.fields import joined
 from cutlayer.keys.files import check_party
+from cutlayer.keys.masking import Agreements
 from cutlayer.keys.pairs import PublicKeys, pairs_path, read_pairs
 
 SIGNATURE_BYTES = 64
@@ -40,7 +41,7 @@ class _Peer:
 
 
 class Sealer:
-    """One party's hand at sealing. Keeps no state between messages; may be used by several threads."""
+    """One party's hand at sealing. Keeps nothing of a message; may be used by several threads."""
 
     def __init__(
         self,
@@ -57,11 +58,12 @@ class Sealer:
         self.party = party
         self._signing_key, self._sealing_key = signing_key, sealing_key
         self._peers = {name: _peer(name, keys) for name, keys in peers.items() if keys.signing or keys.sealing}
+        self._agreements = Agreements(party, sealing_key, {name: peer.sealing for name, peer in self._peers.items()})
 
     def seal(self, receiver: str, data: bytes | memoryview, *, context: bytes) -> bytes:
         """`data` for `receiver` alone, `SEAL_BYTES` longer. Raises `CredentialError` if no key of it is pinned."""
         peer = self._pinned(receiver)
-        info = _fields(_ENCRYPTION, context, self.party.encode(), receiver.encode())
+        info = joined(_ENCRYPTION, context, self.party.encode(), receiver.encode())
         try:
             ciphertext = _SUITE.encrypt(memoryview(data).cast("B"), peer.sealing, info)
         except ValueError as error:
@@ -72,7 +74,7 @@ class Sealer:
             raise CredentialError(
                 f"{len(data):,} bytes for {receiver} are too many to be sealed at once: seal less than 2 GiB"
             ) from error
-        statement = _fields(_SIGNATURE, context, self.party.encode(), receiver.encode(), ciphertext)
+        statement = joined(_SIGNATURE, context, self.party.encode(), receiver.encode(), ciphertext)
         return self._signing_key.sign(statement) + ciphertext
 
     def open(self, sender: str, sealed: bytes | memoryview, *, context: bytes) -> bytes:
@@ -90,19 +92,23 @@ class Sealer:
         signature, ciphertext = sealed[:SIGNATURE_BYTES], sealed[SIGNATURE_BYTES:]
         names = (sender.encode(), self.party.encode())
         try:
-            peer.signing.verify(signature, _fields(_SIGNATURE, context, *names, ciphertext))
+            peer.signing.verify(signature, joined(_SIGNATURE, context, *names, ciphertext))
         except InvalidSignature as error:
             raise CredentialError(
                 f"a sealed message is not what {sender} signed for {self.party} at this point of the run: it was "
                 f"changed on its way, or {sender} holds another plan or other keys; compare the plan's digest with it"
             ) from error
         try:
-            return _SUITE.decrypt(ciphertext, self._sealing_key, _fields(_ENCRYPTION, context, *names))
+            return _SUITE.decrypt(ciphertext, self._sealing_key, joined(_ENCRYPTION, context, *names))
         except (InvalidTag, ValueError) as error:
             raise CredentialError(
                 f"a message that {sender} signed was not sealed by it to the key that the plan pins for {self.party}; "
                 "compare the plan's digest with it"
             ) from error
+
+    def mask_key(self, peer: str, *, context: bytes) -> bytes:
+        """A key that only this party and `peer` have, for this context. Raises `CredentialError`."""
+        return self._agreements.key(peer, context=context)
 
     def _pinned(self, party: str) -> _Peer:
         if party not in self._peers:
@@ -139,7 +145,3 @@ def _peer(party: str, keys: PublicKeys) -> _Peer:
         raise CredentialError(
             f"the signing and the sealing key that the plan pins for {party} need 64 hexadecimal digits each; {_PIN}"
         ) from error
-
-
-def _fields(*fields: bytes | memoryview) -> bytes:
-    return b"".join(part for field in fields for part in (struct.pack(">Q", len(field)), field))

@@ -1,8 +1,9 @@
 """A segment at work: a slice of the model on one replica, with a graph kept for each ticket in flight."""
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from cutlayer.protocol.messages import Ticket
 from cutlayer.protocol.segment import Outcome
 
 Tensors = tuple[Tensor, ...]
+Penalty = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""Of a segment's inputs and what it gives: what is added to a mini-batch's mean loss."""
+
+
+class Steps(Protocol):
+    """What makes each step's gradients from those of single rows."""
+
+    def gather(self, ticket: Ticket, rows: int) -> None:
+        """A backward has been made of so many rows."""
+
+    def finish(self) -> None:
+        """The gradients that the optimizer is about to step by become those that it may."""
 
 
 @dataclass(slots=True)  # not frozen: one is made at each forward, and freezing triples the cost
@@ -39,7 +52,9 @@ class ModelSegment:
     several; each is then divided by its own normaliser, so that what all segments step on is Σ λ · mean loss.
     `stale`: steps may change the weights between a ticket's forward and its backward, which then uses those of its
     forward (weight stashing: Harlap et al. 2018, PipeDream, arXiv 1806.03377, section 3.3).
-    `calling`: how the module is called. `workset`: what is kept of mini-batches for `cached_steps`.
+    `calling`: how the module is called. `workset`: what is kept of mini-batches for `cached_steps`. `penalty`: what is
+    added to the mean loss, so that what the segment gives tells less; its gradient counts as often as there are rows.
+    `steps`: by what it learns, if not by plain gradients.
 
     Before each forward the random stream is set to `stream_seed(secret, "forward", segment, turn, step, micro)`, so
     that any ticket can be run again alone, and there is no random state to save.
@@ -59,6 +74,8 @@ class ModelSegment:
         stale: bool = False,
         calling: Calling = PLAIN,
         workset: Workset | None = None,
+        penalty: Penalty | None = None,
+        steps: Steps | None = None,
     ) -> None:
         self.name = name
         self.replica = replica
@@ -68,7 +85,7 @@ class ModelSegment:
         self._target_edge = target_edge
         self._join: Join = join
         self._weight = weight
-        self._calling, self._workset = calling, workset
+        self._calling, self._workset, self._penalty, self._steps = calling, workset, penalty, steps
         self._graphs: dict[Ticket, _Graph] = {}
         self._stashes: dict[tuple[int, int], dict[str, Tensor]] | None = {} if stale else None
         """By turn and step that went forward: the weights by which it did."""
@@ -125,7 +142,9 @@ class ModelSegment:
         ends = [end for end in graph.ends if end.requires_grad]
         came = None if self._loss else _summed(grads)
         if came is not None or ends:
-            torch.autograd.backward(ends, came)
+            torch.autograd.backward(*self._penalised(graph, ends, came))
+        if self._steps is not None:
+            self._steps.gather(ticket, len(next(tensors[0] for tensors in graph.leaves.values() if tensors)))
         if self._stashes is not None:
             self._hand_on(self._stashes[ticket.turn, ticket.step])
         back = {
@@ -136,6 +155,17 @@ class ModelSegment:
             self._workset.came_back([each for sent in back.values() for each in sent] if came is None else came)
         return back
 
+    def _penalised(
+        self, graph: _Graph, ends: list[Tensor], came: Tensors | None
+    ) -> tuple[list[Tensor], list[Tensor | None] | None]:  # fmt: skip
+        """The ends to go back from and their gradients, the penalty's among them."""
+        gradients = None if came is None else [*came]
+        if self._penalty is None or not graph.ends[0].requires_grad:
+            return ends, gradients
+        inputs = [tensor for tensors in graph.leaves.values() for tensor in tensors]
+        penalty = self._penalty(inputs, graph.ends[0])
+        return [*ends, penalty * len(graph.ends[0])], [*(gradients or []), None]
+
     def _hand_on(self, stash: Mapping[str, Tensor]) -> None:
         """What came back to stashed weights is the gradient of those that the optimizer steps."""
         for name, parameter in self.replica.module.named_parameters():
@@ -145,6 +175,8 @@ class ModelSegment:
 
     def step(self, normaliser: float, number: int, lr_scale: float = 1.0) -> None:
         """Step the replica's optimizer once, in round `number`; frees what no gradient came back for."""
+        if self._steps is not None:
+            self._steps.finish()
         self.replica.step(normaliser, number, lr_scale=lr_scale)
         done = self._under_way.popleft() if self._under_way else None
         if self._under_way:

@@ -22,6 +22,8 @@ from cutlayer.model.loss import Loss
 from cutlayer.model.methods import batch_norm_layers, canonical, personal_names
 from cutlayer.model.replica import state_digest
 from cutlayer.party.coding import codec_faults
+from cutlayer.party.defences import defence_faults
+from cutlayer.party.private import learning_faults
 from cutlayer.plan import check
 from cutlayer.plan.document import read_terms
 from cutlayer.plan.plan import Contents, Cutting, Plan, SegmentContents
@@ -114,6 +116,8 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
             elsewhere[name], cuttings[name], _ = _cut(sketch, model, own)
     personal, faults = personal_names(model, training.personal)
     faults += [fault for each in (cutting, *cuttings.values()) for fault in codec_faults(sketch, each)]
+    faults += [fault for each in (cutting, *cuttings.values()) for fault in defence_faults(sketch, each)]
+    faults += [fault for own in (parts, *elsewhere.values()) for fault in learning_faults(sketch, own)]
     faults += _joining_faults(terms, parts, cutting, sketch.topology, frozenset(personal))
     if faults:
         raise PlanError(faults)

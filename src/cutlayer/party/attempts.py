@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from cutlayer.data.loader import Loader
+from cutlayer.defence.ledger import Ledger
 from cutlayer.errors import CutlayerError, Interrupted
 from cutlayer.observe.facts import Noticed, Observer
+from cutlayer.observe.tap import Tap
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.guard import Guard
 from cutlayer.party.loop import Loop, ShutDownError
@@ -57,6 +59,8 @@ class Maker:
     prediction: Prediction | None
     saver: Saver | None
     post: Callable[[Event], None] | None = None
+    ledger: Ledger | None = None
+    taps: Sequence[Tap] = ()
 
     @property
     def plan(self) -> Plan:
@@ -91,6 +95,8 @@ class Maker:
                 standing=standing,
                 saver=self.saver,
                 post=self.post,
+                ledger=self.ledger,
+                taps=self.taps,
             ),
         )
         if prediction:

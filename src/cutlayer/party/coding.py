@@ -16,6 +16,7 @@ from cutlayer.data.loader import Loader
 from cutlayer.errors import CodecError, PlanError, RemoteProtocolError
 from cutlayer.model.state import ReplicaState
 from cutlayer.party.received import Undecoded
+from cutlayer.party.recent import Recent
 from cutlayer.plan.plan import Cutting, Plan
 from cutlayer.plan.streams import stream_seed
 from cutlayer.plan.tensors import most_coded_bytes
@@ -43,9 +44,10 @@ class Coding:
         }
         self._feedback: dict[tuple[str, Way, str, int], Coder] = {}
         """By edge, way, owner of the rows, and place of the tensor on the edge."""
-        self._kept: dict[tuple[str, Ticket], list[Any]] = {}
+        most = 2 * plan.terms.limits.live_tickets
+        self._kept: Recent[tuple[str, Ticket], list[Any]] = Recent(most)
         """What `correct` needs, of activations whose gradients have not come."""
-        self._rows: dict[Ticket, Tensor] = {}
+        self._rows: Recent[Ticket, Tensor] = Recent(most)
         self._by_sample = any(plan.coding(edge).feedback(way) == "sample" for edge, way in self._codecs)
 
     def name(self, message: Forward | Backward) -> str:
@@ -56,13 +58,7 @@ class Coding:
     def note_rows(self, run: Run) -> None:
         """A source of this party is about to load a ticket's rows."""
         if self._by_sample and self._loader is not None and run.batch is not None and run.ticket.purpose == "train":
-            self._remember(self._rows, run.ticket, self._loader.places(run.batch))
-
-    def _remember(self, memory: dict[Any, Any], key: Any, value: Any) -> None:
-        """Of the tickets that may be in flight, and no more."""
-        while len(memory) >= 2 * self._plan.terms.limits.live_tickets:
-            del memory[next(iter(memory))]
-        memory[key] = value
+            self._rows[run.ticket] = self._loader.places(run.batch)
 
     def encode(
         self, message: Forward | Backward, tensors: Sequence[Tensor]
@@ -74,7 +70,7 @@ class Coding:
         encoded = [self._encode(codec, message, at, tensor) for at, tensor in enumerate(tensors)]
         kept = [each.kept for each in encoded]
         if isinstance(message, Forward) and message.ticket.purpose == "train" and any(k is not None for k in kept):
-            self._remember(self._kept, (message.edge, message.ticket), kept)
+            self._kept[message.edge, message.ticket] = kept
         payload = [each.payload.numpy().data for each in encoded]
         return replace(message, sizes=tuple(view.nbytes for view in payload)), payload
 
@@ -115,7 +111,7 @@ class Coding:
         message = value.message
         if not isinstance(message, Backward) or not self._kept or not gradients:
             return gradients
-        kept = self._kept.pop((message.edge, message.ticket), None)
+        kept = self._kept.pop((message.edge, message.ticket))
         codec = self._codecs.get((message.edge, "forward"))
         if kept is None or codec is None:
             return gradients

@@ -27,7 +27,8 @@ class PartyFile:
     names the rows, `aligned` is what `cutlayer align` wrote of them; with
     `unlabelled` labels may be missing; `options` go to the factory. `out`
     is where results go, and, unless `saves` names another place for them,
-    the run's saves; with `audit` a log of all that crossed, too.
+    the run's saves; with `audit` a log of all that crossed, too. With
+    `monitor` what this party's tensors tell is measured while it runs.
     `transport`, `lanes` or `flight`, is how frames travel: the same at both
     ends of a link (docs/flight.md). `deny`: parties that are not let in any
     more, also while a run goes on.
@@ -52,6 +53,7 @@ class PartyFile:
     out: str = ""
     saves: str = ""
     audit: bool = True
+    monitor: bool = False
     deny: list[str] = field(default_factory=list)
 
     @property

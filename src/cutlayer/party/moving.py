@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cutlayer.data.loader import Loader
 from cutlayer.model.average import WeightedSum
+from cutlayer.model.robust import averager
 from cutlayer.model.segment import ModelSegment
 from cutlayer.model.state import (
     MODEL,
@@ -20,6 +21,7 @@ from cutlayer.model.state import (
     to_bytes,
     without_personal,
 )
+from cutlayer.party.masking import MaskedSum
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.sealed import Seals
 from cutlayer.plan.plan import Plan
@@ -65,7 +67,9 @@ class Mover:
         self._with_optimizer = plan.terms.training.averaged_optimizer == "average"
         self._elsewhere = plan.straddling if plan.aggregator != plan.first.get("server") else frozenset[str]()
         """What a server's replicas leave to the aggregator."""
-        self._sum = WeightedSum()
+        self._sum = averager(plan.terms.training.averaging)
+        self._masked = MaskedSum(plan, name, replicas, run=run, seals=seals) if plan.terms.secure_aggregation else None
+        """Where it is not for the aggregator to see what each client shares."""
         self._result: dict[str, Tensor] | None = None
 
     def move(self, action: Movement) -> list[Parcel]:
@@ -98,6 +102,8 @@ class Mover:
         else:
             wanted = None if give.replicas[0][1] == self._name else self._elsewhere
             state = _union(self._share(key, wanted) for key in give.replicas)
+        if give.kind == "share" and self._masked is not None:
+            state = self._masked.share(give, state)
         message = State(give.number, give.kind, self._name, give.target, (), give.normaliser)
         parcel = self._parcel(message, state, to_bytes(state))
         if give.kind == "share" and give.of == "weights" and give.replicas[0][1] == self._name:
@@ -187,8 +193,10 @@ class Mover:
 
     def _add(self, add: Add) -> None:
         if self._result is not None:
-            self._sum, self._result = WeightedSum(), None
-        if add.message is not None:
+            self._sum, self._result = averager(self._plan.terms.training.averaging), None
+        if add.message is not None and self._masked is not None:
+            self._masked.add(add, from_bytes(self._opened(add.message, add.payload)))
+        elif add.message is not None:
             self._sum.add(self._received(add, add.message), add.weight)
         for key in add.replicas:
             state = self._share(key)
@@ -213,7 +221,12 @@ class Mover:
 
     def _results(self, *, gradients: bool) -> dict[str, Tensor]:
         if self._result is None:
-            self._result = self._sum.total() if gradients else self._sum.mean()
+            if gradients:
+                assert isinstance(self._sum, WeightedSum), "a plan that sums gradients has no robust average"
+                self._result = self._sum.total()
+            else:
+                self._result = self._sum.mean()
+            self._result |= self._masked.result() if self._masked is not None else {}
         return self._result
 
     def _spread(self, spread: Spread) -> list[Parcel]:

@@ -2,13 +2,20 @@
 
 from dataclasses import dataclass
 
+from cutlayer.model.state import ReplicaState
 from cutlayer.party.coding import Coding
+from cutlayer.party.defending import Defending
 from cutlayer.party.pace import Pace
 
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What its codecs lost so far, and how many micro-batches it has found to be fastest."""
+    """What its codecs lost so far, what its defences learned, how many micro-batches it has found to be fastest."""
 
     coding: Coding
+    defending: Defending
     pace: Pace
+
+    def states(self) -> dict[str, ReplicaState]:
+        """What of it is tensors, by what a save calls it."""
+        return {"coding": self.coding.state(), "defending": self.defending.state()}

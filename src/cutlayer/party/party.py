@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutlayer.data.loader import Loader
 from cutlayer.errors import (
@@ -27,7 +27,9 @@ from cutlayer.errors import (
 from cutlayer.model.state import MODEL
 from cutlayer.observe.audit import Audit
 from cutlayer.observe.facts import Cached, Fact, Noticed, Observer, Progressed, Spent
+from cutlayer.party.accounting import Accounting
 from cutlayer.party.coding import Coding
+from cutlayer.party.defending import Defending, Witnesses
 from cutlayer.party.forwarding import Forwarding
 from cutlayer.party.keeping import Keeping
 from cutlayer.party.moving import Mover
@@ -116,8 +118,25 @@ class Party:
         audited = any(isinstance(observer, Audit) for observer in observers)
         self._pace = Pace(name, setting.micro_batches)
         self._coding = Coding(plan, secret=secret, loader=loader)
-        self._telling = Telling(plan, name, run=lambda: self.session.run, codec=self._coding.name, audited=audited)
-        self._bench = Workbench(plan, self.replicas, self._coding, secret=secret, loader=loader)
+        self.accounting = Accounting(plan, name, setting.ledger)
+        self._defending = Defending(
+            plan,
+            name,
+            secret=secret,
+            run=lambda: self.session.run,
+            loader=loader,
+            accounting=self.accounting,
+            witnesses=Witnesses(module=self._module, taps=setting.taps, hijack=setting.hijack),
+        )
+        self._telling = Telling(
+            plan,
+            name,
+            run=lambda: self.session.run,
+            codec=self._coding.name,
+            defence=self._defending.name,
+            audited=audited,
+        )
+        self._bench = Workbench(plan, self.replicas, self._coding, self._defending, secret=secret, loader=loader)
         self._mover = Mover(
             plan,
             name,
@@ -138,7 +157,7 @@ class Party:
         self._keeping = Keeping(
             name,
             replicas,
-            Notes(self._coding, self._pace),
+            Notes(self._coding, self._defending, self._pace),
             saver=setting.saver,
             feed=self._events.append,
             post=setting.post,
@@ -351,9 +370,12 @@ class Party:
             self._transmit(send.message, send.payload.views, to=send.peer)
         elif isinstance(send.message, Forward | Backward):
             try:
-                message, payload = self._coding.encode(send.message, send.payload or ())
+                released = self._defending.release(send.peer, send.message, send.payload or ())
+                message, payload = self._coding.encode(send.message, released)
             except CodecError as error:
                 self._break(RunError(f"{send.message.edge} for {send.message.ticket}: {error}"))
+            except CutlayerError as error:
+                self._break(error)
             else:
                 self._transmit(message, payload, to=send.peer)
         else:
@@ -388,6 +410,13 @@ class Party:
             self.tell(self._telling.crossed(to, message, payload, nbytes, sent=True))
         elif isinstance(message, State):
             self.tell(*self._telling.moved(message, payload, nbytes, sent=True, payload_bytes=payload_bytes))
+
+    def _module(self, edge: str, owner: str) -> nn.Module:
+        """This party's end of an edge, for an owner's rows."""
+        ends = next((e.source, e.target) for e in self.plan.topology.edges if e.name == edge)
+        replicas = Route(self.plan, self.name, owner).replicas
+        key = next(replicas[end] for end in ends if end in replicas)
+        return self._bench.segment(key, changes=False).replica.module
 
     # ------------------------------------------------------------------ facts
 

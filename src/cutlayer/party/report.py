@@ -42,6 +42,7 @@ def report(party: Party, meter: Meter, seconds: float) -> dict[str, Any]:
         "cached": {str(steps): count for steps, count in sorted(meter.cached.items())},
         "micro_batches": meter.paced.micro_batches if meter.paced else terms.training.micro_batches,
         "moved": [asdict(moved) for moved in meter.moved.values()],
+        "privacy": party.accounting.lines(),
         "weights": {
             "/".join(replica): state_digest(segment.replica.module.state_dict())
             for replica, segment in sorted(party.segments.items())

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cutlayer.data.loader import Loader
+from cutlayer.defence.ledger import Ledger
 from cutlayer.errors import DataError, PlanError, RunError
 from cutlayer.observe.facts import Observer
 from cutlayer.observe.meter import Meter
+from cutlayer.observe.tap import Tap
 from cutlayer.party.agreement import Agreement
 from cutlayer.party.attempts import Maker, Prediction, attempts
 from cutlayer.party.checkpoint import Checkpoints
@@ -102,6 +104,8 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
     prediction: Prediction | None = None,
     saves: Saves | None = None,
     denied: Callable[[], Collection[str]] = tuple,
+    ledger: Path | None = None,
+    taps: Sequence[Tap] = (),
 ) -> Outcome:
     """Take part in a run as `party` until it has ended. Blocks; call it in the process's main thread.
 
@@ -110,6 +114,8 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
     A server listens and waits for all clients; a client tries to reach the server for `limits.join_timeout_s`.
     With `saves` the run lasts: whoever is lost is waited for, and all go on from the newest save, bit for bit; this
     call, made anew in a new process, comes back to the run. `denied` says whose certificates are not accepted any more.
+    `ledger`: the file in which this party writes down what its defended releases tell; it outlives runs and saves.
+    `taps` are shown what the party releases at its cuts and what comes there.
     Raises what ended the run, if it did not end as planned: any `CutlayerError`.
     """
     plan = agreement.plan
@@ -131,12 +137,16 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
         device=device,
         prediction=prediction,
         saver=None,
+        taps=taps,
     )
     start = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []))
         if saves and not prediction:
             maker.saver = _saver(saves, plan, party, stack)
+        if ledger is not None:
+            maker.ledger = Ledger(ledger, party=party, plan=plan.digest, budgets=plan.terms.budget)
+            stack.callback(maker.ledger.close)
         member = attempts(maker, network, Guard(plan, denied))
     return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start, loader=loader)
 

@@ -35,6 +35,8 @@ class Body:
     """Segment and owner; objects with what the replica begins with and has of its own, if any; after which average."""
     coding: str = ""
     """The object with what codecs remember, if they do."""
+    defending: str = ""
+    """The object with what defences have learned, if they have."""
     micro_batches: int = 0
     """How many a step has, if the conductor has decided that."""
 
@@ -152,6 +154,7 @@ class Saver:
         )
         if notes is not None:
             notes.coding.load(states.get(body.coding))
+            notes.defending.load(states.get(body.defending))
             notes.pace.decided = body.micro_batches or notes.pace.decided
         return body
 
@@ -164,7 +167,7 @@ class Saver:
     ) -> None:
         """Copy what the save needs now, and write it beside the work."""
         objects = _Objects()
-        kept, memory = replicas.kept(), None if notes is None else notes.coding.state()
+        kept, memories = replicas.kept(), {} if notes is None else notes.states()
         bases = [
             (segment, list(cut), objects.add(kept.bases.get((segment, cut))), count)
             for (segment, cut), count in kept.averages.items()
@@ -177,7 +180,7 @@ class Saver:
             "scored": list(self._scored),
             "bases": bases,
             "rests": rests,
-            "coding": objects.add(memory if memory is not None and memory.tensors else None),
+            **{name: objects.add(memory if memory.tensors else None) for name, memory in memories.items()},
             "micro_batches": 0 if notes is None else notes.pace.decided,
         }
         self._writer.submit(self._write, store, body, objects.found, done)

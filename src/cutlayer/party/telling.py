@@ -11,7 +11,7 @@ from cutlayer.protocol.wire import part_bytes
 
 
 class Telling:
-    """Makes the facts of party `name` in run `run`, with each message's codec; with digests if `audited`."""
+    """Makes the facts of party `name` in run `run`, with each message's codec and defence; digests if `audited`."""
 
     def __init__(
         self,
@@ -20,10 +20,11 @@ class Telling:
         *,
         run: Callable[[], str],
         codec: Callable[[Forward | Backward], str],
+        defence: Callable[[Forward | Backward], str],
         audited: bool = False,
     ) -> None:
         self._name, self._conductor = name, plan.conductor
-        self._run, self._codec, self._audited = run, codec, audited
+        self._run, self._codec, self._defence, self._audited = run, codec, defence, audited
         self._carries = {edge.name: plan.topology.source_kind(edge) for edge in plan.topology.edges}
 
     def crossed(
@@ -42,6 +43,7 @@ class Telling:
             shapes=message.tensors,
             payload_bytes=sum(part_bytes(message)),
             codec=self._codec(message),
+            defence=self._defence(message) if sent else "none",
             frame_bytes=nbytes,
             run=self._run(),
             ticket=message.ticket,

@@ -14,6 +14,9 @@ from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
 from cutlayer.party.coding import Coding
+from cutlayer.party.defences import penalty_of
+from cutlayer.party.defending import Defending
+from cutlayer.party.private import Learning
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
@@ -35,10 +38,17 @@ class Workbench:
     """A party's rows and segments, at the session's orders."""
 
     def __init__(
-        self, plan: Plan, replicas: Replicas, coding: Coding, *, secret: bytes, loader: Loader | None
-    ) -> None:  # fmt: skip
+        self,
+        plan: Plan,
+        replicas: Replicas,
+        coding: Coding,
+        defending: Defending,
+        *,
+        secret: bytes,
+        loader: Loader | None,
+    ) -> None:
         self._plan, self._replicas, self._secret, self._loader = plan, replicas, secret, loader
-        self._coding = coding
+        self._coding, self._defending, self._learning = coding, defending, Learning(plan)
         self._device, self._largest_rms = replicas.device, plan.terms.limits.tensor_rms
         self._losses = {loss.name: Loss(plan.loss_of(loss.name)) for loss in plan.topology.losses}
         self._edges_into = {
@@ -89,7 +99,9 @@ class Workbench:
         assert source is not None
         self._coding.note_rows(run)
         mark = self._loader.mark(run.ticket, run.batch) if self._plan.schedule.together else b""
-        return self._loader.load("x" if source.kind == "rows" else "y", run.batch), mark
+        tensors = self._loader.load("x" if source.kind == "rows" else "y", run.batch)
+        self._defending.loaded(run, source.kind, tensors)
+        return tensors, mark
 
     def explain(self, error: Misaligned, me: str) -> None:
         """Add for this party's person by how many rows another one is out of step, if its own rows tell."""
@@ -155,6 +167,8 @@ class Workbench:
             weight=self._plan.terms.training.loss_weights.get(name, 1.0) if several else None,
             calling=self._calling(key),
             workset=self._workset(key, replica),
+            penalty=None if node.loss else penalty_of(self._plan, name),
+            steps=self._learning.steps(name, replica.module, **self._defending.for_steps),
         )
 
     def _calling(self, key: Key) -> Calling:
@@ -183,7 +197,8 @@ class Workbench:
 
     def _tensors(self, value: Value) -> Tensors:
         if isinstance(value, Undecoded):
-            return self._coding.correct(value, self._coding.decode(value, self._device, self._largest_rms))
+            tensors = self._coding.correct(value, self._coding.decode(value, self._device, self._largest_rms))
+            return tensors if value.message is None else self._defending.came(value.message, value.peer, tensors)
         return tuple(tensor.to(self._device) for tensor in value)
 
     # ------------------------------------------------------------------ joined batches

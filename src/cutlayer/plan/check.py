@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from cutlayer.plan import casting
+from cutlayer.plan import casting, masking, safety
 from cutlayer.plan.document import nearest
 from cutlayer.plan.plan import Contents, Plan
 from cutlayer.plan.schedule import SCHEDULES, Schedule
@@ -31,6 +31,8 @@ def faults(terms: Terms) -> list[str]:
         *_schedule_terms(terms),
         *_quorum(terms),
         *_codecs(terms),
+        *safety.faults(terms),
+        *(masking.faults(terms, summed=needs_aggregator(terms)) if terms.schedule in SCHEDULES else ()),
         *_limits(terms),
     ]
 
@@ -162,6 +164,8 @@ def sealing_parties(terms: Terms) -> tuple[str, ...]:
     sealing: set[str] = set()
     if hands_over or (needs_aggregator(terms) and terms.filling("aggregator")):
         sealing.update(terms.filling("client"), terms.filling("aggregator"))
+    if terms.secure_aggregation and needs_aggregator(terms):
+        sealing.update(terms.filling("client"))
     sealing.update(*terms.forwarded_pairs)
     if SCHEDULES[terms.schedule].together:
         sealing.update(_told_by_others(terms))

@@ -13,10 +13,10 @@ import msgspec
 
 from cutlayer.plan.schedule import SCHEDULES, Schedule
 from cutlayer.plan.tensors import TensorShape, TensorSpec
-from cutlayer.plan.terms import TOGETHER, CodecTerms, Method, Terms
+from cutlayer.plan.terms import TOGETHER, Channel, CodecTerms, DefenceTerms, Method, Terms, Way
 from cutlayer.plan.topology import Source, Topology
 
-RAW = CodecTerms()
+RAW, OPEN = CodecTerms(), DefenceTerms()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,6 +214,26 @@ class Plan:
         everywhere = next((each for each in self.terms.codec if not each.edge), RAW)
         activations = {edge.name: everywhere for edge in topology.cuts() if topology.source_kind(edge) is None}
         return activations | {each.edge: each for each in self.terms.codec if each.edge}
+
+    def defending(self, edge: str) -> DefenceTerms:
+        """How an edge is defended: by the entry that names it, or the one for all cuts that carry activations."""
+        return self._defences.get(edge, OPEN)
+
+    @cached_property
+    def _defences(self) -> dict[str, DefenceTerms]:
+        topology, entries = self.topology, [each for each in self.terms.defence if not each.segment]
+        everywhere = next((each for each in entries if not each.edge), OPEN)
+        activations = {edge.name: everywhere for edge in topology.cuts() if topology.source_kind(edge) is None}
+        return activations | {each.edge: each for each in entries if each.edge}
+
+    def learning(self, segment: str) -> tuple[Method, ...]:
+        """By which defences a segment learns."""
+        return next((each.update for each in self.terms.defence if each.segment == segment), ())
+
+    def channel(self, edge: str, way: Way) -> Channel:
+        """What crosses an edge, one way, as an accountant calls it."""
+        carries = next((self.topology.source_kind(each) for each in self.topology.edges if each.name == edge), None)
+        return "labels" if carries == "labels" else "activations" if way == "forward" else "gradients"
 
     @cached_property
     def staleness(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ the turns before. So does a `Save`, once everything before it is over.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -80,12 +80,16 @@ class HandOver:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """The replicas of `segments` that serve these owners are added to the average that comes next, so weighted."""
+    """The replicas of `segments` that serve these owners are added to the average that comes next, so weighted.
+
+    `among`: all whose replicas come into that average, those of other shares too.
+    """
 
     holders: Mapping[str, float]
     segments: tuple[str, ...]
     kind: Kind
     round: int
+    among: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,10 +168,8 @@ def parallel(course: "Course") -> Iterator[Work]:
             parts = course.parts(present, number, step)
             yield Train(parties=present, round=number, first=step, steps=1, joined=True, parts=parts)
             if course.equal_clients:
-                segments = course.client_segments
-                yield Share(
-                    holders=dict.fromkeys(present, 1.0), segments=segments, kind="gradients", round=number
-                )  # fmt: skip
+                segments, holders = course.client_segments, dict.fromkeys(present, 1.0)
+                yield Share(holders=holders, segments=segments, kind="gradients", round=number, among=holders)
                 yield Average(takers=course.clients, segments=segments, kind="gradients", round=number)
         yield from _evaluation(course, number)
 
@@ -321,11 +323,10 @@ def _in_turn(course: "Course", number: int) -> Iterator[Train]:
 def _local_training(course: "Course", number: int, order: tuple[str, ...]) -> Iterator[Work]:
     """Each client's whole round, shared as it ends; then the mean goes to whoever needs it next, in the end to all."""
     segments = course.averaged_segments
-    trained = [party for party in order if course.steps(party)]
-    for party in trained:
+    trained = {party: float(course.train_rows[party]) for party in order if course.steps(party)}
+    for party, weight in trained.items():
         yield Train(parties=(party,), round=number, first=0, steps=course.steps(party))
-        weight = float(course.train_rows[party])
-        yield Share(holders={party: weight}, segments=segments, kind="weights", round=number)
+        yield Share(holders={party: weight}, segments=segments, kind="weights", round=number, among=trained)
     if trained:
         yield Average(takers=_takers(course, number), segments=segments, kind="weights", round=number)
 

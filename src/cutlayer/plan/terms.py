@@ -8,7 +8,7 @@ from cutlayer.plan.schedule import TurnUnit
 from cutlayer.plan.tensors import DType, TensorSpec
 from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, SourceKind, Topology
 
-FORMAT = 4
+FORMAT = 5
 
 TOGETHER = "all"
 """The owner of rows that several parties have different columns of: they travel as one."""
@@ -18,6 +18,7 @@ AveragedOptimizer = Literal["reset", "keep", "average"]
 ClientSegments = Literal["equal", "own"]
 Choice = int | float | Literal["all"]
 Quorum = int | Literal["all"]
+OnAlarm = Literal["tell", "end"]
 Way = Literal["forward", "backward"]
 WAYS: tuple[Way, ...] = ("forward", "backward")
 
@@ -68,7 +69,8 @@ class Training:
     `averaged_optimizer`: what becomes of the optimizer of a replica whose weights were averaged.
     `client_segments`: under `parallel`, equal everywhere by summed gradients, or each client's own.
     `cut_average`: under `parallel`, the part of each batch whose gradients at the cut are averaged over the clients.
-    `proximal`: FedProx's μ, for replicas whose weights are averaged.
+    `proximal`: FedProx's μ, for replicas whose weights are averaged. `averaging`: how, if not by their weighted mean:
+    a method that a few bad shares cannot lead astray.
     `personal`: parameters that stay with their owner, by patterns of names or as `type:BatchNorm2d`.
     `losses`: of segments that have another loss than `loss`, by segment. `loss_weights`: λ of each loss, where a
     topology has several; 1 if it is not named. `upload_every`: under `decoupled` the server gets each so-manyth batch.
@@ -99,6 +101,7 @@ class Training:
     cut_average: float = 0.0
     server_optimizer: Method | None = None
     proximal: float = 0.0
+    averaging: Method | None = None
     personal: tuple[str, ...] = ()
     losses: dict[str, Method] = field(default_factory=dict)
     loss_weights: dict[str, float] = field(default_factory=dict)
@@ -164,6 +167,38 @@ class CodecTerms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DefenceTerms:
+    """How what crosses on `edge` is made safer before it is encoded, each way: by methods, one after another.
+
+    Without an edge: on every cut that carries activations and has no entry of its own. `segment`, instead of an edge:
+    how a segment learns (`update`).
+    """
+
+    edge: str = ""
+    segment: str = ""
+    forward: tuple[Method, ...] = ()
+    backward: tuple[Method, ...] = ()
+    update: tuple[Method, ...] = ()
+
+    def methods(self, way: Way) -> tuple[Method, ...]:
+        return self.forward if way == "forward" else self.backward
+
+
+Channel = Literal["activations", "gradients", "labels", "weights"]
+"""By which way something of a party's rows reaches another party."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetTerms:
+    """How much a party may tell of a row by one channel: ε at δ. It stops before the release that would exceed it."""
+
+    party: str
+    epsilon: float
+    channel: Channel = "activations"
+    delta: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SaveTerms:
     """When the parties write down their parts of the run: after so many rounds, and at the end; and after each
     `every_steps` steps, if that is not 0.
@@ -182,7 +217,9 @@ class Terms:
     `labels`: the party that has the labels, where that is a choice; `labels_leave`: they may go to another one.
     `join`: how the activations of several parties become one; without a name the user's module is called with all.
     `source`, `segment`, `edge`: what a topology of one's own (`topology = "own"`) consists of.
-    `codec`: how what crosses is encoded.
+    `codec`: how what crosses is encoded. `defence`: how it is made safer before; `budget`: how much it may tell.
+    `on_alarm`: whether an alarm of a party's monitor is told to its person, or ends the run before the next release.
+    `secure_aggregation`: the aggregator learns the weighted sum of what clients send and nothing else of it.
     `quorum`: how many clients are enough to go on with when others are lost or slow; by default all are waited for.
     """
 
@@ -205,6 +242,10 @@ class Terms:
     segment: tuple[SegmentNode, ...] = ()
     edge: tuple[Edge, ...] = ()
     codec: tuple[CodecTerms, ...] = ()
+    defence: tuple[DefenceTerms, ...] = ()
+    budget: tuple[BudgetTerms, ...] = ()
+    secure_aggregation: bool = False
+    on_alarm: OnAlarm = "tell"
     quorum: Quorum = "all"
     saves: SaveTerms = field(default_factory=SaveTerms)
     limits: Limits = field(default_factory=Limits)

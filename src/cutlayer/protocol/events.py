@@ -157,7 +157,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Give:
-    """Send `target` the state of my replicas of `owner`, as `kind` of what `of` says. They have drained."""
+    """Send `target` the state of my replicas of `owner`, as `kind` of what `of` says. They have drained.
+
+    Of a share: the round, and all that come into the same sum, with their weights.
+    """
 
     number: int
     kind: StateKind
@@ -165,6 +168,8 @@ class Give:
     target: str
     replicas: tuple[Replica, ...]
     normaliser: float = 0.0
+    round: int = 0
+    among: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +195,8 @@ class Add:
     message: State | None = None
     payload: Value = field(default=None, repr=False)
     replicas: tuple[Replica, ...] = ()
+    among: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    """All that come into the sum."""
 
 
 @dataclass(frozen=True, slots=True)

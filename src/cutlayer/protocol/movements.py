@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import Average, Entrust, HandOver, Kind, Movement, Share
+from cutlayer.plan.schedule import Average, Entrust, HandOver, Movement, Share
 from cutlayer.protocol.events import Action, Add, Give, Replica, Send, Settle, Spread, Step, Take, Value
 from cutlayer.protocol.messages import State, StateKind
 from cutlayer.protocol.route import state_limit_bytes
@@ -238,13 +238,13 @@ class Movements:
 
     def _hand_over(self, moving: Moving, work: HandOver) -> None:
         if work.source == self._me:
-            self._give(moving, "replica", "weights", work.target, moving.replicas)
+            self._give(moving, "replica", work.target, moving.replicas)
         for message, payload in self._came(moving):
             self._out(Take(message, "weights", moving.replicas, payload))
 
     def _entrust(self, moving: Moving, work: Entrust) -> None:
         for target in work.targets if work.source == self._me else ():
-            self._give(moving, "order", "weights", target, ())
+            self._give(moving, "order", target, ())
         for message, payload in self._came(moving):
             self._out(Take(message, "weights", (), payload))
 
@@ -257,10 +257,11 @@ class Movements:
             straddles = self._me == server and bool(self._plan.straddling)
             if mine and self._aggregator != self._me and (owner == self._me or straddles):
                 normaliser = self._traffic.joined_normaliser if work.kind == "gradients" else 0.0
-                self._give(moving, "share", work.kind, self._aggregator, mine, normaliser)
+                sums = (normaliser, work.round, work.among)
+                self._out(Give(moving.number, "share", work.kind, self._aggregator, mine, *sums))
                 self._normaliser = normaliser
             if moving.sums and (came := moving.awaited.get(owner)):
-                self._out(Add(work.kind, weight, owner, *came))
+                self._out(Add(work.kind, weight, owner, *came, among=work.among))
             if moving.sums and (came := moving.awaited.get(server)) and owner != server:
                 self._out(Add(work.kind, weight, owner, *came))
             if moving.sums and mine:
@@ -286,16 +287,8 @@ class Movements:
     def _came(self, moving: Moving) -> Iterator[tuple[State, Value]]:
         return (came for came in moving.awaited.values() if came is not None)
 
-    def _give(
-        self,
-        moving: Moving,
-        kind: StateKind,
-        of: Kind,
-        target: str,
-        replicas: tuple[Replica, ...],
-        normaliser: float = 0.0,
-    ) -> None:
-        self._out(Give(moving.number, kind, of, target, replicas, normaliser))
+    def _give(self, moving: Moving, kind: StateKind, target: str, replicas: tuple[Replica, ...]) -> None:
+        self._out(Give(moving.number, kind, "weights", target, replicas))
 
     def _out(self, action: Action) -> None:
         self._traffic.out.append(action)

@@ -11,16 +11,20 @@ from torch.utils.data import Dataset
 from cutlayer.data.tables import Table
 from cutlayer.errors import DataError, PlanError
 from cutlayer.observe.facts import Observer
+from cutlayer.observe.tap import Tap
 from cutlayer.party.agreement import draft
+from cutlayer.party.defending import Hijack
 from cutlayer.plan.check import needs_aggregator
 from cutlayer.plan.document import nearest
 from cutlayer.plan.limits import Limits
 from cutlayer.plan.schedule import LEGAL, SCHEDULES, TurnUnit
 from cutlayer.plan.terms import (
     AveragedOptimizer,
+    BudgetTerms,
     Choice,
     ClientSegments,
     CodecTerms,
+    DefenceTerms,
     InputTerms,
     Method,
     ModelTerms,
@@ -74,12 +78,16 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     client_segments: ClientSegments = "equal",
     cut_average: float = 0.0,
     proximal: float = 0.0,
+    averaging: str | Mapping[str, Any] | None = None,
     personal: Sequence[str] = (),
     upload_every: int = 1,
     party_dropout: float = 0.0,
     codec: str | CodecTerms | Sequence[CodecTerms] = (),
+    defence: DefenceTerms | Sequence[DefenceTerms] = (),
+    budget: BudgetTerms | Sequence[BudgetTerms] = (),
     cuts: Mapping[str, Cut] | None = None,
     aggregator_sees_weights: bool = False,
+    secure_aggregation: bool = False,
     held_out: HeldOut = 0.2,
     shuffle: bool = True,
     drop_last: bool = False,
@@ -87,6 +95,8 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     max_live: int = Limits().max_live,
     secrets: Mapping[str, bytes] | None = None,
     observers: Sequence[Observer] = (),
+    taps: Sequence[Tap] = (),
+    hijacks: Mapping[str, Hijack] | None = None,
     device: str = "cpu",
 ) -> Result:
     """Train `model`, cut after the layers `cut`, on the rows of many clients and one server called `server`.
@@ -112,6 +122,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         upload_every: with `decoupled`, the server gets each so-manyth batch.
         party_dropout: how often a party's activation is left out in training, so that the model can do without.
         codec: how what crosses is encoded: a codec's name for all cuts and both ways, or for each cut what a plan says.
+        defence: what makes safer what crosses, as a plan says it; `budget`: how much a party may tell of a row.
         turn: with `alternating` and `relay`, `"epoch"` or `"batch"`: how long one client trains before the next does.
         loss: a loss by its name in `torch.nn.functional`, or a mapping of `name` and its options.
         optimizer: one by its name in `torch.optim`, or a mapping of `name` and its options; `lr` is one of them.
@@ -132,14 +143,16 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         client_segments: with `parallel`, `"equal"` by summed gradients, or each client's `"own"`.
         cut_average: with `parallel` and own client segments, the part of each batch whose gradients at the cut are
             averaged over the clients.
-        proximal: FedProx's μ, for averaged replicas.
+        proximal: FedProx's μ, for averaged replicas. `averaging`: how they are averaged, if not by their mean.
+        secure_aggregation: whoever averages sees only the sum of what clients send.
         personal: parameters that stay with their owner: patterns of names, or `"type:BatchNorm2d"`.
         cuts: with `splitfed_v1`, by client, where its model is cut instead.
         aggregator_sees_weights: the server itself sums what clients send.
         held_out: a dataset for each client to evaluate on after each round, or a fraction of its rows.
         max_live: how many replicas of a segment are kept in memory; the others lie on disk.
         secrets: 32 bytes a party, the keys of its random streams; by default they are made from `seed`.
-        observers: called with every fact of every party.
+        observers: called with every fact of every party. `taps`: shown every tensor at a party's cuts, with the rows
+            that it is made of. `hijacks`, by party: what it sends instead of what it should.
 
     Raises:
         PlanError, CutError, DataError: the arguments do not hold together. Diverged: a loss became infinite or NaN.
@@ -191,6 +204,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
             client_segments=client_segments,
             cut_average=cut_average,
             proximal=proximal,
+            averaging=None if averaging is None else _method(averaging),
             personal=tuple(personal),
             shuffle=shuffle,
             drop_last=drop_last,
@@ -199,12 +213,24 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         parties=parties,
         aggregator_sees_weights=aggregator_sees_weights,
         codec=_codecs(codec),
+        defence=(defence,) if isinstance(defence, DefenceTerms) else tuple(defence),
+        budget=(budget,) if isinstance(budget, BudgetTerms) else tuple(budget),
+        secure_aggregation=secure_aggregation,
         limits=Limits(max_live=max_live, header_bytes=max(Limits().header_bytes, 256 * len(data))),
     )
     if needs_aggregator(terms) and not aggregator_sees_weights:
         terms = replace(terms, parties=terms.parties | {"aggregator": PartyTerms(role="aggregator")})
     agreement = draft(_with_inputs(terms, model, data), model)
-    return simulate_plan(agreement, data, held_out=separate, secrets=secrets, observers=observers, device=device)
+    return simulate_plan(
+        agreement,
+        data,
+        held_out=separate,
+        secrets=secrets,
+        observers=observers,
+        device=device,
+        taps=taps,
+        hijacks=hijacks,
+    )
 
 
 def _codecs(given: str | CodecTerms | Sequence[CodecTerms]) -> tuple[CodecTerms, ...]:

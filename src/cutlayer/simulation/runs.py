@@ -16,11 +16,13 @@ from cutlayer.errors import CutlayerError, DataError, LocalProtocolError, PeerSt
 from cutlayer.model.merge import merge, put_into
 from cutlayer.observe.facts import Observer, Scored
 from cutlayer.observe.meter import Meter
+from cutlayer.observe.tap import Tap
 from cutlayer.party.agreement import Agreement
+from cutlayer.party.defending import Hijack
 from cutlayer.party.party import Party
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.run import make_loader
-from cutlayer.party.sealed import Seals, Unsealed
+from cutlayer.party.sealed import Seals, Unsealed, unsealed
 from cutlayer.party.setting import Setting
 from cutlayer.plan.document import nearest
 from cutlayer.plan.membership import ALL, NEVER, Log
@@ -85,12 +87,16 @@ class Result:
         owner = TOGETHER if plan.schedule.together else party
         if owner not in plan.owners:
             raise PlanError(f"{party!r} brings no rows; models are of {', '.join(plan.owners)}")
+        return merge(self.agreement.model, self.segments_for(owner).values()).cpu().eval()
+
+    def segments_for(self, owner: str) -> dict[str, nn.Module]:
+        """The segments that an owner's rows meet, as they were trained, by name."""
         parts = copy.deepcopy(self.agreement.parts_of(owner))
         for name, holder in self.parties.items():
-            route = Route(plan, name, owner)
+            route = Route(self.agreement.plan, name, owner)
             for segment in route.segments:
                 put_into(parts[segment], holder.replicas.state(route.replicas[segment]))
-        return merge(self.agreement.model, parts.values()).cpu().eval()
+        return parts
 
     def weights_of(self, party: str) -> dict[str, Tensor]:
         """The parameters and buffers of a party's own segments, by their names in the uncut model."""
@@ -136,12 +142,17 @@ def simulate_plan(  # noqa: PLR0913 (all that a run can be told, by name)
     delivery: random.Random | None = None,
     log: Log = ALL,
     micro_batches: int = 1,
+    taps: Sequence[Tap] = (),
+    hijacks: Mapping[str, Hijack] | None = None,
 ) -> Result:
     """Run an agreed plan in this process. `delivery` shuffles which link is served next; the result stays the same.
 
     With the `log` of a run in which parties were absent for a while, those are absent here from the same rounds on.
 
     Where the plan lets the conductor measure how many `micro_batches` are fastest, there are so many from there on.
+
+    `taps` are shown what each party releases at its cuts and what comes there. `hijacks`, by party: what it sends
+    instead of what it should.
 
     Without `seals`, by party, states that are forwarded are not sealed: they have as many bytes, and no secret.
 
@@ -159,6 +170,8 @@ def simulate_plan(  # noqa: PLR0913 (all that a run can be told, by name)
                 observers={name: (meter, *observers) for name, meter in meters.items()},
                 device=device,
                 micro_batches=micro_batches,
+                taps=taps,
+                hijacks=hijacks or {},
             ),
         )
         parties: dict[str, Party] = {}
@@ -180,6 +193,8 @@ class Local:
     observers: Mapping[str, Sequence[Observer]] = field(default_factory=dict)
     device: str = "cpu"
     micro_batches: int = 1
+    taps: Sequence[Tap] = ()
+    hijacks: Mapping[str, Hijack] = field(default_factory=dict)
 
 
 class _Crew:
@@ -192,6 +207,7 @@ class _Crew:
             name: local.secrets.get(name) or _secret(agreement.plan.terms.seed, name)
             for name in agreement.plan.terms.parties
         }
+        self._seals = unsealed(self._secrets) if self._plan.terms.secure_aggregation else {}
         self._loaders = {
             name: make_loader(agreement, name, data.get(name), local.held_out.get(name), secret, task)
             for name, secret in self._secrets.items()
@@ -207,6 +223,7 @@ class _Crew:
             micro_batches=self._local.micro_batches,
             task=self._task,
             standing=standing,
+            taps=self._local.taps,
         )
         gone = standing.absent | standing.without
         return {
@@ -217,8 +234,8 @@ class _Crew:
                 secret=secret,
                 loader=self._loaders[name],
                 observers=self._local.observers.get(name, ()),
-                seals=self._local.seals.get(name, Unsealed()),
-                setting=setting,
+                seals=self._local.seals.get(name) or self._seals.get(name, Unsealed()),
+                setting=replace(setting, hijack=self._local.hijacks.get(name)),
             )
             for name, secret in self._secrets.items()
             if name not in gone

@@ -1,25 +1,20 @@
 """What a codec would make of what crosses: bytes, and the time to encode and decode, tried on real tensors."""
 
-import re
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import torch
 from torch import Tensor
 
 from cutlayer.codec.codec import Codec
 from cutlayer.codec.registry import build
-from cutlayer.errors import PlanError
+from cutlayer.plan.methods import methods_from, words_of
 from cutlayer.plan.tensors import TensorShape
-from cutlayer.plan.terms import Method, Option
 
 RAW = "raw"
 TRIES = 5
-_STAGE = re.compile(r"([a-z0-9_]+)(?:\((.*)\))?", re.DOTALL)
-_BETWEEN = re.compile(r",(?![^()]*\))")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,33 +28,7 @@ class Passage:
 
 def named(text: str) -> dict[str, Codec | None]:
     """The codecs of `raw,half,topk(share=0.01)+zstd`, by how they were written; None for raw. Raises `PlanError`."""
-    words = [word.strip() for word in _BETWEEN.split(text)]
-    return {word: None if word == RAW else build([stage(part) for part in word.split("+")]) for word in words if word}
-
-
-def stage(text: str) -> Method:
-    """`topk(share=0.01)` as a plan would have it. Raises `PlanError`.
-
-    >>> stage("topk(share=0.01)").options
-    {'share': 0.01}
-    """
-    found = _STAGE.fullmatch(text.strip())
-    if found is None:
-        raise PlanError(f"{text!r} is no codec: write its name, such as half or topk(share=0.01)")
-    options = {}
-    for pair in filter(None, (found[2] or "").split(",")):
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise PlanError(f"{pair!r} in {text!r} is no option: write name=value")
-        options[name.strip()] = _value(value.strip())
-    return Method(name=found[1], options=options)
-
-
-def _value(text: str) -> Option:
-    try:
-        return msgspec.json.decode(text.encode(), type=bool | int | float | str)
-    except msgspec.DecodeError:
-        return text.strip("'\"")
+    return {word: None if word == RAW else build(methods_from(word)) for word in words_of(text)}
 
 
 def fault(codec: Codec | None, tensors: Sequence[Tensor]) -> str | None:

@@ -1,0 +1,131 @@
+"""What a monitor is asked for, what it tells, and how much time it may take."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cutlayer.errors import PlanError
+
+Statistic = Literal["distance_correlation", "decoder", "label_auc", "hijack"]
+LEAKS: tuple[Statistic, ...] = ("distance_correlation", "decoder", "label_auc")
+PARTS: Mapping[Statistic, float] = {"distance_correlation": 0.1, "decoder": 0.2, "label_auc": 0.1, "hijack": 0.6}
+"""How the monitor's time is parted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaked:
+    """How much a cut tells, measured at its owner's side: `value` beside what `chance` gives.
+
+    `threshold`: above it (for `hijack`, below it) scores speak for an alarm; None where there is none.
+    """
+
+    party: str
+    edge: str
+    statistic: Statistic
+    value: float
+    chance: float
+    threshold: float | None = None
+    alarm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alarmed:
+    """A cut tells more than it should; `false_alarms` is the chance that a run without fault would say this too."""
+
+    party: str
+    edge: str
+    statistic: Statistic
+    batches: int
+    false_alarms: float
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """What a party wants of its monitor.
+
+    `classes`: of its labels, 0 where they are numbers. `every`: of so many batches one is measured for dependence.
+    `limits`: by statistic, the largest mean score that is no alarm; `calibrate`: how many first scores of the run set
+    those that have none (0: none is set), with `tolerance` above their mean. `false_alarms`: the chance of each
+    statistic at each cut, in a whole run. `share` of the run's time, and `advance_s` at its outset.
+    """
+
+    classes: int = 0
+    every: int = 8
+    rows: int = 64
+    limits: Mapping[str, float] = field(default_factory=dict)
+    calibrate: int = 0
+    tolerance: float = 0.1
+    false_alarms: float = 0.001
+    stops: bool = False
+    share: float = 0.05
+    advance_s: float = 0.05
+    pixels: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        whole = {"every": self.every, "rows": self.rows}
+        faults = [f"monitor: {name} = {value}: at least 1" for name, value in whole.items() if value < 1]
+        positive = {"classes": self.classes, "calibrate": self.calibrate, "advance_s": self.advance_s}
+        positive |= {"tolerance": self.tolerance}
+        faults += [f"monitor: {name} = {value}: at least 0" for name, value in positive.items() if not value >= 0]
+        shares = {"false_alarms": self.false_alarms, "share": self.share}
+        faults += [
+            f"monitor: {name} = {value}: above 0 and below 1" for name, value in shares.items() if not 0 < value < 1
+        ]
+        for name, limit in self.limits.items():
+            if name not in LEAKS:
+                faults.append(f"monitor: {name!r} has no limit: those that have are {', '.join(LEAKS)}")
+            elif not 0 < limit < 1:
+                faults.append(f"monitor: the limit of {name} = {limit}: above 0 and below 1")
+        if faults:
+            raise PlanError(faults)
+
+
+@dataclass(kw_only=True, slots=True)
+class Budget:
+    """Time that may be spent: `share` of what has passed, and `advance_s` at the outset."""
+
+    clock: Callable[[], float]
+    share: float
+    advance_s: float = 0.0
+    spent_s: float = 0.0
+    _began_s: float | None = None
+    _last_s: float = 0.002
+    _since_s: float = 0.0
+
+    def begins(self) -> bool:
+        """Whether there is time for another measurement like the last; if so it has begun."""
+        now = self.clock()
+        if self._began_s is None:
+            self._began_s = now
+        allowed = self.share * (now - self._began_s) + self.advance_s
+        self._since_s = now
+        return self.spent_s + self._last_s <= allowed
+
+    def goes_on(self) -> None:
+        """A second part of a measurement, that was let begin before."""
+        self._since_s = self.clock()
+
+    def ends(self, *, part: bool = False) -> None:
+        took = self.clock() - self._since_s
+        self.spent_s += took
+        if not part:
+            self._last_s = took
+
+
+def said(leaked: Leaked, peer: str) -> str:
+    """What is wrong, for a person."""
+    edge, value, limit = leaked.edge, leaked.value, leaked.threshold
+    beyond = f"{value:.2f} at last, where {limit:.2f} is the limit" if limit is not None else f"{value:.2f} at last"
+    match leaked.statistic:
+        case "hijack":
+            return (
+                f"the gradients that {peer} sends on {edge} do not depend on the labels as those of the agreed "
+                "training do: it may train this party's segment for a purpose of its own"
+            )
+        case "decoder":
+            return f"a small decoder rebuilds this party's rows from what it releases on {edge} ({beyond})"
+        case "label_auc":
+            return f"the gradients that it sends on {edge} tell its labels (leak AUC {beyond})"
+        case "distance_correlation":
+            return f"what it releases on {edge} goes with its inputs (distance correlation {beyond})"
