@@ -4,7 +4,8 @@
 
 FILE has `x_train y_train`, uint8 images (default: ../shared/data/mnist.npz, else the environment's CUTLAYER_DATA). The
 runs go through `SETTINGS` in turn, each with weights, rows and noise of its own; training is written out here, and only
-the monitor and the attack are the product's. An attacked run ends at the alarm; an honest one goes on to `--steps`. The
+the monitor and the attack are the product's: FSHA, by default with narrower networks than its own, which take seconds a
+step on one core. An attacked run ends at the alarm; an honest one goes on to `--steps`. The
 time of the monitor is its own count, as a share of the run's.
 """
 
@@ -86,7 +87,10 @@ def main() -> None:
     parser.add_argument("--honest", type=int, default=100)
     parser.add_argument("--attacked", type=int, default=20)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--share", type=float, default=Watch().share, help="of the time, for the monitor")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
+    parser.add_argument("--width", type=int, default=8, help="of the attacker's networks (its own default: 32)")
+    parser.add_argument("--blocks", type=int, default=2, help="of the attacker's critic (its own default: 6)")
     parser.add_argument("--quick", action="store_true", help="three settings, one run of each kind, 200 steps")
     parser.add_argument("--json", action="store_true", help="print all rows as JSON")
     args = parser.parse_args()
@@ -102,7 +106,9 @@ def main() -> None:
     for attacked, count in counts.items():
         for number in range(count):
             setting = settings[number % len(settings)]
-            rows.append(run(setting, images, labels, attacked=attacked, seed=args.seed + number, steps=steps))
+            attack = Fsha(width=args.width, blocks=args.blocks) if attacked else None
+            watch, seed = Watch(classes=CLASSES, share=args.share), args.seed + number
+            rows.append(run(setting, watch, (images, labels), attack, seed=seed, steps=steps))
             print(json.dumps(asdict(rows[-1]), ensure_ascii=False), file=sys.stderr, flush=True)
     print(json.dumps([asdict(row) for row in rows], ensure_ascii=False) if args.json else table(rows, steps))
 
@@ -148,10 +154,10 @@ def top(kind: Top, classes: int) -> nn.Module:
 class Server:
     """Answers activations with the gradient of the summed loss; or hijacks the client."""
 
-    def __init__(self, setting: Setting, others: Tensor, *, attacked: bool, seed: int) -> None:
+    def __init__(self, setting: Setting, others: Tensor, attack: Fsha | None, seed: int) -> None:
         self._top = top(setting.top, CLASSES)
         self._optimizer = optimizer(setting, self._top)
-        self._attack = Fsha() if attacked else None
+        self._attack = attack
         self._others, self._seed, self._begun = others, seed, False
 
     def answer(self, activations: Tensor, labels: Tensor) -> Tensor:
@@ -175,15 +181,16 @@ def optimizer(setting: Setting, network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), setting.lr, momentum=0.9)
 
 
-def run(setting: Setting, images: Tensor, labels: Tensor, *, attacked: bool, seed: int, steps: int) -> Row:
+def run(setting: Setting, watch: Watch, data: tuple[Tensor, Tensor], *, attacked: bool, seed: int, steps: int) -> Row:
     """One run, attacked from its first step or honest."""
     torch.manual_seed(seed)
+    images, labels = data
     labels = (labels == 3).long() if setting.binary else labels
     places = own_rows(setting, labels)
-    client, server = bottom(), Server(setting, images[OWN:], attacked=attacked, seed=seed)
+    client, server = bottom(), Server(setting, images[OWN:], attack, seed)
     learner = optimizer(setting, client)
     facts: list[Leaked | Alarmed] = []
-    monitor = Monitor(Watch(classes=CLASSES), facts.append, seed=seed)
+    monitor = Monitor(watch, facts.append, seed=seed)
     began, alarm = time.perf_counter(), None
     for step in range(steps):
         drawn = places[torch.randint(len(places), (setting.batch,))]
@@ -202,7 +209,7 @@ def run(setting: Setting, images: Tensor, labels: Tensor, *, attacked: bool, see
     seconds = time.perf_counter() - began
     scores = [fact.value for fact in facts if isinstance(fact, Leaked) and fact.statistic == "hijack"]
     return Row(
-        setting=setting.name, attacked=attacked, seed=seed, alarm=alarm, scores=len(scores),
+        setting=setting.name, attacked=attack is not None, seed=seed, alarm=alarm, scores=len(scores),
         lowest=min(scores, default=0.0), share=monitor.spent_s / seconds, seconds=seconds,
     )  # fmt: skip
 

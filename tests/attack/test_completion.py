@@ -24,7 +24,9 @@ def blobs(count: int, seed: int, apart: float, classes: int = 3, wide: int = 6) 
 
 def test_separate_classes_are_told_from_one_labelled_row_of_each() -> None:
     activations, labels = blobs(200, 0, 12.0)
-    score = Completion(labels=3).run(Traffic(steps=torch.arange(200), activations=activations, labels=labels), NOTHING, 0)
+    score = Completion(labels=3).run(
+        Traffic(steps=torch.arange(200), activations=activations, labels=labels), NOTHING, 0
+    )
     assert (score.value, score.rows, score.leaks, score.attack) == (1, 197, True, "completion(labels=3)")
     assert score.chance == pytest.approx(float(labels.bincount().max()) / 197, abs=0.01)
 
@@ -34,9 +36,10 @@ def test_unlabelled_rows_help() -> None:
     activations, labels = blobs(600, 2, 3.5, classes=2, wide=30)
     traffic = Traffic(steps=torch.arange(600), activations=activations, labels=labels)
     alone, helped = (
-        [Completion(labels=8, rounds=rounds).run(traffic, NOTHING, seed).value for seed in range(3)] for rounds in (0, 3)
+        [Completion(labels=8, rounds=rounds).run(traffic, NOTHING, seed).value for seed in range(3)]
+        for rounds in (0, 2)
     )
-    assert sum(helped) > sum(alone) + 0.1
+    assert 3 - sum(helped) < (3 - sum(alone)) / 2
 
 
 @pytest.mark.parametrize("runs", [20, pytest.param(100, marks=pytest.mark.slow)])
@@ -54,9 +57,7 @@ def test_a_row_counts_once_and_as_it_crossed_last() -> None:
     late, labels = blobs(120, 4, 12.0)
     early = torch.randn(240, 6, generator=drawn(5))
     rows = torch.arange(120).repeat(3)
-    traffic = Traffic(
-        steps=torch.arange(360), activations=torch.cat([early, late]), labels=labels.repeat(3), rows=rows
-    )
+    traffic = Traffic(steps=torch.arange(360), activations=torch.cat([early, late]), labels=labels.repeat(3), rows=rows)
     score = Completion(labels=6).run(traffic, NOTHING, 0)
     assert (score.value, score.rows) == (1, 114)
 

@@ -193,6 +193,7 @@ def test_a_file_that_a_power_cut_left_with_zeros_or_half_a_first_line_is_begun_a
         again.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_has_recorded_what_it_released(path: Path) -> None:
     program = """
         import sys

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cutlayer.errors import PlanError
-from cutlayer.observe.hijacking import LEAST_ROWS, Detector, OwnTop, label_trace
+from cutlayer.observe.hijacking import CAP, LEAST_ROWS, Detector, OwnTop, label_trace
 from cutlayer.observe.splitguard import AFTER, SplitGuard, Sums, splitguard_score
 from cutlayer.observe.thresholds import Level, Wager
 
@@ -37,26 +37,26 @@ def test_a_wager_is_a_fair_game_at_its_limit() -> None:
 
 
 def test_a_wager_is_as_often_wrong_as_it_says_at_most() -> None:
-    """The hardest honest scores, 0 or 1 with a mean at the limit, in 400 runs of 300 looks, at a chance of 5%."""
-    draws = torch.rand(400, 300, generator=generator(1))
+    """The hardest honest scores, 0 or 1 with a mean at the limit, in 300 runs of 100 looks, at a chance of 5%."""
+    draws = torch.rand(300, 100, generator=generator(1))
     wrong = 0
     for run in (draws < 0.5).double().tolist():
         wager = Wager(limit=0.5, false_alarms=0.05)
-        wrong += any([wager.add(score) for score in run])
-    assert wrong / 400 <= 0.05
+        wrong += any(wager.add(score) for score in run)
+    assert wrong / 300 <= 0.05
 
 
 def test_a_wager_finds_a_change_late_in_a_run_as_well() -> None:
     for honest in (0, 1000):
         wager = Wager(limit=0.5, false_alarms=ALPHA)
-        assert not any([wager.add(0.05) for _ in range(honest)])
+        assert not any(wager.add(0.05) for _ in range(honest))
         took = next(n for n in range(1, 200) if wager.add(0.9))
         assert took <= 40
 
 
 def test_an_alarm_stays() -> None:
     wager = Wager(limit=0.5, false_alarms=ALPHA)
-    assert any([wager.add(1.0) for _ in range(30)])
+    assert any(wager.add(1.0) for _ in range(30))
     assert wager.add(0.0)
 
 
@@ -76,15 +76,15 @@ def test_a_wager_that_means_nothing_is_refused(limit: float, rate: float) -> Non
 def test_a_level_is_found_from_the_first_scores_of_a_run() -> None:
     level = Level(calibrate=40, tolerance=0.1, false_alarms=ALPHA)
     scores = (0.2 + 0.1 * torch.rand(400, generator=generator(2))).tolist()
-    assert not any([level.add(score) for score in scores])
+    assert not any(level.add(score) for score in scores)
     assert level.limit is not None
     assert level.limit == pytest.approx(sum(scores[:40]) / 40 + 0.1 + math.sqrt(math.log(2 / ALPHA) / 80))
-    assert any([level.add(0.95) for _ in range(60)])
+    assert any(level.add(0.95) for _ in range(60))
 
 
 def test_a_level_without_limit_or_calibration_never_alarms() -> None:
     level = Level()
-    assert not any([level.add(1.0) for _ in range(1000)])
+    assert not any(level.add(1.0) for _ in range(1000))
 
 
 # ---------------------------------------------------------------------- the score of a batch
@@ -122,18 +122,19 @@ def test_gradients_made_of_activations_alone_show_nothing(bend: Callable[[Tensor
         cosines, same = F.normalize(g) @ F.normalize(g).T, y[:, None] == y
         plain.append(float(cosines[same].mean() - cosines[~same].mean()))
     assert min(plain) > 0.05
-    assert abs(sum(traces) / 10) < 0.06
+    assert abs(sum(traces) / 10) < CAP / 2
 
 
 def test_few_large_gradients_count_where_the_rest_is_mixed() -> None:
-    """As behind BatchNorm: small rows have the batch's common direction, large ones their own."""
+    """As behind BatchNorm: small rows have what others' errors make of them, large ones their own."""
     z, y = batch(4)
     own = errors(z, y) @ torch.randn(10, 64, generator=generator(5))
     common = torch.randn(64, 64, generator=generator(6))
-    g = torch.where(torch.arange(64)[:, None] < 20, 5 * own, common)
-    found = label_trace(z, g, errors(z, y))
-    assert found is not None
-    assert found > 0.5
+    g = torch.where(torch.arange(64)[:, None] < 20, 10 * own, common)
+    as_is, all_alike = (label_trace(z, part, errors(z, y)) for part in (g, F.normalize(g)))
+    assert as_is is not None
+    assert all_alike is not None
+    assert as_is > 2 * all_alike
 
 
 def test_the_size_of_all_gradients_changes_nothing() -> None:
@@ -210,7 +211,7 @@ def honest(width: int, classes: int, lr: float) -> Answer:
 
 
 def trained(
-    answer: Answer, *, classes: int, rows: int = 64, noise: float = 0.0, steps: int = 120, seed: int = 0
+    answer: Answer, *, classes: int, rows: int = 64, noise: float = 0.0, steps: int = 80, seed: int = 0
 ) -> Detector:
     """A client's segment, trained by what is answered, under a detector's eyes until it alarms."""
     draws, slope = generator(seed), torch.randn(64, 1, generator=generator(7))
@@ -281,13 +282,13 @@ def test_rows_without_a_usable_label_are_left_out() -> None:
 
 
 def test_a_run_whose_honest_gradients_fade_slowly_is_not_accused() -> None:
-    """As at the end of training: what they tell of labels falls to nothing over many batches."""
+    """As at the end of training: what they tell of labels falls to nothing over hundreds of scores."""
     detector = Detector(classes=10, generator=generator(), false_alarms=ALPHA)
     weight, noise = torch.randn(10, 64, generator=generator(1)), generator(2)
-    for step in range(900):
-        z, y = batch(step)
-        share = max(0.0, 1 - step / 800)
-        g = share * errors(z, y) @ weight + (1 - share) * 3 * torch.randn(64, 64, generator=noise)
+    for step in range(700):
+        z, y = batch(step, 32)
+        share = max(0.0, 1 - step / 650)
+        g = share * errors(z, y) @ weight + (1 - share) * 3 * torch.randn(32, 64, generator=noise)
         sample = detector.sample(z, y)
         assert sample is not None
         detector.add(sample, g)

@@ -80,7 +80,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "d958797c068fac8ca2b169e85aa193c3a2ae51aa4e2013b639873f36a1d0dd08"
+GOLDEN = "302c3e8303b0b13810328f1b72af5b13bdef4c929e8687a8b71f873b75c94ccb"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -97,7 +97,7 @@ def fitted(features: Tensor, targets: Tensor, classes: int, seed: int, hidden: i
         torch.manual_seed(seed)
         head = nn.Sequential(nn.Linear(features.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, classes))
         weights = list(head.parameters())
-        optimizer = torch.optim.LBFGS(weights, max_iter=60, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(weights, max_iter=60, history_size=10, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimizer.zero_grad()

@@ -26,6 +26,9 @@ class UnsplitInputs(Attack):
 
     The paper takes 1000 rounds of 100 steps each; the rates are of Adam (with AMSGrad), `lr` relative to the inputs'
     range. `tv` weighs total variation, of images alone. `rows`: how many are attacked, at most, all with one clone.
+
+    Inputs and clone can both be wrong and fit, with negatives for positives, say. So a low score is no sign of safety,
+    least of all after few rounds: take other seeds, and auxiliary rows, at whose mean it begins where there are any.
     """
 
     rounds: int = 50

@@ -104,6 +104,11 @@ class Ledger:
         self._apply(reserved)
         return True
 
+    @property
+    def lasts(self) -> bool:
+        """Whether there is a file."""
+        return self._log is not None
+
     def close(self) -> None:
         """What was reserved and not used is free again. A second time it does nothing."""
         if self._log is None or not self._log.is_open:

@@ -79,8 +79,8 @@ def sum_kl(classes: Classes, noise: Noise) -> float:
 def most_auc(sum_kl: float) -> float:
     """What the AUC of any score is at most: ½ + √ε/2 − ε/8; 1 from ε = 4 on, where it bounds nothing.
 
-    >>> most_auc(0.64)
-    0.82
+    >>> most_auc(1.0)
+    0.875
     """
     return 1.0 if sum_kl >= 4 else 0.5 + math.sqrt(sum_kl) / 2 - sum_kl / 8
 
@@ -147,7 +147,8 @@ def _apart(one: float, other: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Marvell(Defence):
-    """`s`: the noise's mean power over |g_1 − g_0|² of the mini-batch; more hides more. The paper's figure for Criteo is of s = 4.
+    """`s`: the noise's mean power over |g_1 − g_0|² of the mini-batch; more hides more. The paper's figure
+    for Criteo is of s = 4.
 
     It needs mini-batches with rows of both classes. One of a single class gets the noise of the last one with both:
     without noise it would show that class bare, and nothing can be estimated from it. Until there was one with both,

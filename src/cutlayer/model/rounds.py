@@ -40,9 +40,9 @@ class Verdict:
 class TurnCheck:
     """Judges the newest turn by the last `window` turns.
 
-    `low`: which part of the frequencies along each axis counts as low. `slack`: in an analysis' majority are turns whose
-    score is at most so many times the greatest of the ⌊N/2⌋ + 1 lowest scores. 1 is the paper's rule, which turns down
-    about half of all honest turns; a larger one turns down fewer, and lets more pass.
+    `low`: which part of the frequencies along each axis counts as low. `slack`: in an analysis' majority are turns
+    whose score is at most so many times the greatest of the ⌊N/2⌋ + 1 lowest. 1 is the paper's rule; it turns down
+    about half of all honest turns, since each analysis leaves out nearly half. A larger one turns down fewer, and misses more.
     """
 
     window: int = 10
@@ -55,8 +55,8 @@ class TurnCheck:
             faults.append(f"turn check: window = {self.window} must be at least {FEWEST_TURNS}")
         if not 0 < self.low <= 1:
             faults.append(f"turn check: low = {self.low} must be above 0 and at most 1")
-        if not self.slack >= 1:
-            faults.append(f"turn check: slack = {self.slack} must be at least 1")
+        if not 1 <= self.slack < math.inf:
+            faults.append(f"turn check: slack = {self.slack} must be at least 1, and finite")
         if faults:
             raise PlanError(faults)
 
@@ -97,7 +97,7 @@ def low_frequencies(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *
     kept = []
     for name, old in before.items():
         update = after[name].detach().double() - old.detach().double()
-        matrix = update.reshape(len(update), -1) if update.dim() else update.reshape(1, 1)
+        matrix = update.flatten(1) if update.dim() > 1 else update.reshape(-1, 1)
         rows, columns = (math.ceil(part * size) for size in matrix.shape)
         kept.append(dct(dct(matrix, dim=0)[:rows], dim=1)[:, :columns].reshape(-1))
     return torch.cat(kept)
@@ -135,15 +135,11 @@ def _unit(vector: Tensor) -> Tensor | None:
 
 def _scores(points: Sequence[Tensor]) -> list[float]:
     """Of each turn, the sum of the distances to the ⌊N/2⌋ others nearest to it: a majority, with itself."""
-    count = len(points)
-    rows = [[_distance(one, other) for other in points] for one in points]
-    others = [sorted(row[:at] + row[at + 1 :]) for at, row in enumerate(rows)]
-    return [math.fsum(each[: count // 2]) for each in others]
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    found = float((one - other).norm())
-    return math.inf if math.isnan(found) else found
+    x_NF = torch.stack(list(points))  # noqa: N806
+    distances_NN = torch.cdist(x_NF, x_NF, compute_mode="donot_use_mm_for_euclid_dist")  # noqa: N806
+    distances_NN = distances_NN.nan_to_num(nan=math.inf, posinf=math.inf).fill_diagonal_(0.0)  # noqa: N806
+    nearest = distances_NN.sort(dim=1).values[:, 1 : len(points) // 2 + 1]
+    return [math.fsum(row) for row in nearest.tolist()]
 
 
 def _check_alike(states: Sequence[Mapping[str, Tensor]]) -> None:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from cutlayer.observe.thresholds import Wager
 
-CAP, PRIOR, MEMORY = 0.2, 0.4, 100
+CAP, PRIOR, MEMORY = 0.2, 0.4, 50
 LEAST_LEVEL = 0.05
 """Below this the gradients of this run tell too little of labels: nothing is concluded."""
 LEAST_ROWS, MOST_ROWS = 32, 64

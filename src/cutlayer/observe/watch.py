@@ -58,8 +58,8 @@ class Watch:
     tolerance: float = 0.1
     false_alarms: float = 0.001
     stops: bool = False
-    share: float = 0.05
-    advance_s: float = 0.05
+    share: float = 0.04
+    advance_s: float = 0.03
     pixels: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Budget:
         took = self.clock() - self._since_s
         self.spent_s += took
         if not part:
-            self._last_s = took
+            self._last_s = max(took, 0.9 * self._last_s)
 
 
 def said(leaked: Leaked, peer: str) -> str:

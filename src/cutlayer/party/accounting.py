@@ -10,10 +10,13 @@ from cutlayer.codec.sections import shape_of
 from cutlayer.defence.accountant import Release
 from cutlayer.defence.defence import Defence, Mechanism
 from cutlayer.defence.ledger import Ledger
-from cutlayer.party.defences import learns_from_rows, mechanism_of
+from cutlayer.party.defences import gradients_tell, learns_from_rows, mechanism_of
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.terms import Channel, Way
 from cutlayer.protocol.messages import Ticket
+
+RESERVED = 64
+"""So many releases are flushed at once; after a crash those that were not made count, too."""
 
 
 class Accounting:
@@ -28,6 +31,7 @@ class Accounting:
         self._budgeted = {budget.channel for budget in plan.terms.budget if budget.party == name}
         self._through: tuple[Channel, ...] = ("weights",) if any(self._learning(name)) else ()
         self._trained: dict[str, bool] = {}
+        self._reserved: dict[tuple[str, str, str], int] = {}
 
     def _learning(self, name: str) -> Iterator[bool]:
         """Of each of the party's segments: whether DP-SGD trains it."""
@@ -64,22 +68,36 @@ class Accounting:
                 trained=self._trained[edge] and channel != "labels",
                 through=self._through if channel != "labels" else (),
             )
+            self._reserve(release)
             self.ledger.record(release, _digest(tensor, edge, way, ticket, at))
 
     def stepped(
         self, segment: str, mechanism: Mechanism | None, rows: int, places: Tensor | None, digest: str, ticket: Ticket
     ) -> None:  # fmt: skip
         """Write a step of a segment by DP-SGD down, before it is made. Raises `BudgetSpent`, `RunError`."""
+        trained, through = gradients_tell(self._plan, self._name, segment)
         release = Release(
             channel="weights",
             edge=segment,
             mechanism=mechanism,
             rows=rows,
             places=None if places is None else places.numpy(),
-            trained=learns_from_rows(self._plan, self._name, segment),
+            trained=trained,
+            through=through,
         )
+        self._reserve(release)
         where = repr((segment, ticket.owner, ticket.turn, ticket.step, digest))
         self.ledger.record(release, blake3(where.encode()).hexdigest())
+
+    def _reserve(self, release: Release) -> None:
+        """Have some releases like this one flushed at once: one by one that takes milliseconds each."""
+        if not self.ledger.lasts or release.mechanism is None:
+            return
+        place = release.channel, release.edge, release.table
+        left = self._reserved.get(place, 0)
+        if not left and self.ledger.reserve(release, RESERVED):
+            left = RESERVED
+        self._reserved[place] = max(0, left - 1)
 
     def lines(self, delta: float = 1e-5) -> list[str]:
         """For people: what was told by each channel, and the ε that it adds up to."""

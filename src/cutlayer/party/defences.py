@@ -9,7 +9,7 @@ from cutlayer.defence.registry import build, faults
 from cutlayer.model.segment import Penalty
 from cutlayer.plan.plan import Cutting, Plan
 from cutlayer.plan.tensors import TensorShape
-from cutlayer.plan.terms import WAYS, Method, Way
+from cutlayer.plan.terms import WAYS, Channel, Method, Way
 from cutlayer.plan.topology import Edge
 
 
@@ -58,6 +58,32 @@ def learns_from_rows(plan: Plan, party: str, edge: str) -> bool:
         for name in contents.segments
         if plan.holds(party, plan.topology.segment(name).role)
     )
+
+
+def gradients_tell(plan: Plan, party: str, segment: str) -> tuple[bool, tuple[Channel, ...]]:
+    """Whether the gradient of one row at a segment tells of other rows of the party's, beyond what is counted under
+    the channels that are named.
+
+    It does by way of any other segment that has learned of those rows: from activations, or labels, that crossed
+    unaccounted, or without DP-SGD beside this one.
+    """
+    segments = plan.contents.of(party).segments if party in plan.terms.parties else plan.contents.segments
+    if any(tensor.endswith("running_mean") for contents in segments.values() for tensor in contents.state):
+        return True, ()
+    learning = [n for n, contents in segments.items() if n != segment and contents.parameters and not plan.learning(n)]
+    if not learning:
+        return False, ()
+    if any(plan.holds(party, plan.topology.segment(name).role) for name in learning):
+        return True, ()
+    channels: tuple[Channel, ...] = ("activations", "labels")
+    sent = [(channel, *place) for channel in channels for place in sent_on(plan, party, channel)]
+    rows = plan.terms.training.batch_size
+    accounted = all(
+        mechanism_of(release_chain(plan, edge, way), spec.for_rows(rows)) is not None
+        for _, edge, way in sent
+        for spec in plan.contents.of(party).edges[edge]
+    )
+    return (False, tuple(dict.fromkeys(channel for channel, _, _ in sent))) if accounted else (True, ())
 
 
 # ---------------------------------------------------------------------- faults
@@ -130,8 +156,25 @@ def _update_faults(plan: Plan, segment: str, methods: Sequence[Method]) -> Itera
             yield f"{where}: {method.word} defends what crosses: name an edge, with forward or backward"
     if methods and plan.schedule.joined and plan.terms.training.client_segments == "equal":
         yield f'{where}: its gradients are summed with other clients\': say training.client_segments = "own"'
-    if methods and (plan.terms.training.cached_steps or plan.terms.training.staleness):
-        yield f"{where}: leave training.cached_steps and training.staleness at 0"
+    if methods:
+        yield from (f"{where}: {fault}" for fault in _step_faults(plan, segment))
+
+
+def _step_faults(plan: Plan, segment: str) -> Iterator[str]:
+    """What does not go with steps that are made of single rows' gradients."""
+    training = plan.terms.training
+    if training.cached_steps or training.staleness:
+        yield "leave training.cached_steps and training.staleness at 0"
+    if segment in training.compiled:
+        yield "what is compiled gives no gradients of single rows: leave it out of training.compiled"
+    weighted = [
+        loss for loss in (training.loss, *training.losses.values()) if {"weight", "ignore_index"} & loss.options.keys()
+    ]
+    if weighted or training.loss_weights:
+        yield "a step's divisor must be its rows: leave class weights, ignore_index and training.loss_weights out"
+    cuts = plan.topology.outputs(segment)
+    if any(method.kind == "penalty" for edge in cuts for method in build(plan.defending(edge.name).forward)):
+        yield "a penalty is of the whole batch, and has no gradients of single rows: leave it out"
 
 
 def _budget_faults(plan: Plan, cutting: Cutting) -> Iterator[str]:

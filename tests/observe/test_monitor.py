@@ -1,0 +1,336 @@
+"""What the live monitor measures, what it says, what it costs, and what it leaves as it was."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cutlayer.defence.dependence import distance_correlation
+from cutlayer.errors import PlanError
+from cutlayer.observe.facts import Stop, Way
+from cutlayer.observe.hijacking import OwnTop
+from cutlayer.observe.monitor import WAITING, Monitor
+from cutlayer.observe.tap import Seen
+from cutlayer.observe.watch import Alarmed, Budget, Leaked, Watch
+from cutlayer.protocol.messages import Purpose, Ticket
+
+ROOT = Path(__file__).resolve().parents[2]
+Said = list[Leaked | Alarmed]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def seen(step: int, tensor: Tensor, way: Way = "forward", *, sent: bool = True, **more: Any) -> Seen:
+    purpose: Purpose = more.pop("purpose", "train")
+    return Seen(
+        party="hospital-a",
+        peer="lab",
+        edge="bottom->top",
+        way=way,
+        sent=sent,
+        ticket=Ticket(turn=0, owner="hospital-a", step=step, micro=0, purpose=purpose),
+        tensor=tensor,
+        **more,
+    )
+
+
+def watching(**options: Any) -> tuple[Monitor, Said]:
+    """A monitor that may take all the time it wants, and what it says."""
+    said: Said = []
+    watch = Watch(**({"classes": 10, "share": 0.9, "advance_s": 1e6} | options))
+    return Monitor(watch, said.append, seed=1), said
+
+
+def values(said: Said, statistic: str) -> list[float]:
+    return [fact.value for fact in said if isinstance(fact, Leaked) and fact.statistic == statistic]
+
+
+def alarms(said: Said) -> list[Alarmed]:
+    return [fact for fact in said if isinstance(fact, Alarmed)]
+
+
+def rows(count: int, width: int = 12, per: int = 64) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Mini-batches of a party with 640 rows: the step, inputs, labels and places."""
+    x = torch.randn(640, width, generator=generator(5))
+    y = torch.randint(0, 10, (640,), generator=generator(6))
+    for step in range(count):
+        places = torch.randperm(640, generator=generator(step))[:per]
+        yield step, x[places], y[places], places
+
+
+# ---------------------------------------------------------------------- what it measures
+
+
+def test_dependence_is_the_distance_correlation_of_every_eighth_batch() -> None:
+    monitor, said = watching()
+    expected = []
+    for step, x, _, places in rows(24):
+        z = torch.tanh(x @ torch.randn(12, 6, generator=generator(2)))
+        monitor(seen(step, z, inputs=(x,), places=places))
+        if step % 8 == 7:
+            expected.append(float(distance_correlation(x, z)))
+    assert values(said, "distance_correlation") == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_rows_that_were_only_scaled_score_one_and_others_as_chance_does(tells: bool) -> None:
+    monitor, said = watching(every=1)
+    for step, x, _, _ in rows(10):
+        monitor(seen(step, 2 * x + 1 if tells else torch.randn(64, 12, generator=generator(step)), inputs=(x,)))
+    found = [fact for fact in said if isinstance(fact, Leaked) and fact.statistic == "distance_correlation"]
+    assert len(found) == 10
+    if tells:
+        assert values(said, "distance_correlation") == pytest.approx([1.0] * 10)
+    else:
+        assert abs(sum(fact.value - fact.chance for fact in found)) / 10 < 0.03
+
+
+def test_a_decoder_rebuilds_rows_that_were_only_turned() -> None:
+    monitor, said = watching()
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=generator(3))).Q
+    for step, x, _, places in rows(300):
+        monitor(seen(step, x @ turn, inputs=(x,), places=places))
+    found = values(said, "decoder")
+    assert found[0] < 0.5
+    assert found[-1] > 0.9
+
+
+def test_a_decoder_is_scored_on_rows_that_it_never_learned_from() -> None:
+    """What is released is a row's name, with nothing of the row in it: it can be learned by heart, and only so."""
+    monitor, said = watching()
+    names = torch.randn(640, 32, generator=generator(7))
+    for step, x, _, places in rows(300):
+        monitor(seen(step, names[places], inputs=(x,), places=places))
+    assert max(values(said, "decoder")[5:]) < 0.05
+
+
+def test_images_are_scored_by_their_structure() -> None:
+    monitor, said = watching()
+    for step in range(150):
+        low = torch.rand(32, 1, 3, 3, generator=generator(step))
+        images = F.interpolate(low, (12, 12), mode="bilinear")
+        places = torch.arange(32 * step, 32 * step + 32)
+        monitor(seen(step, images.flatten(1)[:, ::2], inputs=(images,), places=places))
+    found = [fact for fact in said if isinstance(fact, Leaked) and fact.statistic == "decoder"]
+    assert found[-1].value > 0.8 > found[-1].chance
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_gradients_that_are_sent_tell_labels_or_do_not(leaks: bool) -> None:
+    monitor, said = watching(classes=2)
+    draws = generator(8)
+    for step in range(16):
+        y = (torch.rand(64, generator=draws) < 0.2).long()
+        g = torch.randn(64, 20, generator=draws) + (3.0 * y[:, None] if leaks else 0.0)
+        monitor(seen(step, g, "backward", labels=y))
+    found = values(said, "label_auc")
+    assert len(found) == 2
+    assert min(found) > 0.95 if leaks else max(found) < 0.62
+
+
+# ---------------------------------------------------------------------- alarms
+
+
+def attacked(monitor: Monitor, steps: int, gradient: Callable[[Tensor, Tensor], Tensor]) -> list[Stop | None]:
+    stops = []
+    for step, x, y, places in rows(steps):
+        z = torch.tanh(x)
+        stops.append(monitor(seen(step, z, inputs=(x,), labels=y, places=places)))
+        stops.append(monitor(seen(step, gradient(z, y), "backward", sent=False, labels=y)))
+    return stops
+
+
+def label_free(z: Tensor, _: Tensor) -> Tensor:
+    return (z - 0.5) / (1 + z.norm(dim=1, keepdim=True))
+
+
+def agreed(z: Tensor, y: Tensor) -> Tensor:
+    return OwnTop(12, 10).errors(z, y) @ torch.randn(10, 12, generator=generator(9))
+
+
+def test_a_hijacked_cut_gives_one_alarm_in_a_sentence() -> None:
+    monitor, said = watching()
+    assert not any(attacked(monitor, 60, label_free))
+    (alarm,) = alarms(said)
+    assert (alarm.edge, alarm.statistic, alarm.false_alarms) == ("bottom->top", "hijack", 0.001)
+    assert alarm.batches <= 40
+    assert "the gradients that lab sends on bottom->top do not depend on the labels" in alarm.sentence
+
+
+def test_an_alarm_ends_the_run_where_the_party_wants_that() -> None:
+    monitor, said = watching(stops=True)
+    stops = attacked(monitor, 60, label_free)
+    (alarm,) = alarms(said)
+    assert stops[-1] == Stop(reason=alarm.sentence)
+    assert stops[0] is None
+    first = next(place for place, stop in enumerate(stops) if stop)
+    assert all(stops[first:])
+
+
+def test_agreed_training_gives_no_alarm() -> None:
+    monitor, said = watching(stops=True)
+    assert not any(attacked(monitor, 60, agreed))
+    assert not alarms(said)
+    assert min(values(said, "hijack")) > 0.2
+
+
+def test_a_limit_of_a_leak_gives_an_alarm_and_none_does_not() -> None:
+    for limits, count in (({"distance_correlation": 0.7}, 1), ({}, 0), ({"distance_correlation": 0.999}, 0)):
+        monitor, said = watching(every=1, limits=limits)
+        for step, x, _, _ in rows(80):
+            z = x + torch.randn(x.shape, generator=generator(step))
+            monitor(seen(step, z, inputs=(x,)))
+        assert len(alarms(said)) == (count if max(values(said, "distance_correlation")) < 0.999 else 0)
+
+
+def test_a_calibrated_leak_alarms_when_it_grows() -> None:
+    monitor, said = watching(every=1, calibrate=100, tolerance=0.0)
+    for step, x, _, _ in rows(260):
+        noise = 3.0 if step < 160 else 0.0
+        z = x + noise * torch.randn(x.shape, generator=generator(step))
+        monitor(seen(step, z, inputs=(x,)))
+        assert step >= 160 or not alarms(said)
+    assert "distance_correlation" in {alarm.statistic for alarm in alarms(said)}
+
+
+# ---------------------------------------------------------------------- what it leaves as it was
+
+
+def test_it_changes_no_tensor_and_draws_nothing_globally() -> None:
+    monitor, _ = watching(every=1)
+    before = torch.get_rng_state()
+    for step, x, y, places in rows(12):
+        z, g = torch.tanh(x), agreed(torch.tanh(x), y)
+        kept = [part.clone() for part in (z, g, x, y)]
+        monitor(seen(step, z, inputs=(x,), labels=y, places=places))
+        monitor(seen(step, g, "backward", sent=False, labels=y))
+        monitor(seen(step, g, "backward", labels=y))
+        assert all(torch.equal(one, other) for one, other in zip((z, g, x, y), kept, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_looks_at_own_rows_in_training_alone() -> None:
+    monitor, said = watching(every=1)
+    for step, x, y, _ in rows(20):
+        for purpose in ("eval", "predict"):
+            monitor(seen(step, x, inputs=(x,), labels=y, purpose=purpose))
+        monitor(seen(step, x, sent=False, labels=y))
+        monitor(seen(step, x, labels=y))
+        monitor(seen(step, x, "backward", sent=False, labels=y))
+        monitor(seen(step, x.long(), inputs=(x,), labels=y))
+    assert said == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_numbers_that_are_none_break_nothing(value: float) -> None:
+    monitor, said = watching(every=1)
+    attacked(monitor, 40, lambda z, _: torch.full_like(z, value))
+    for step, x, y, places in rows(20):
+        monitor(seen(step, torch.full_like(x, value), inputs=(x,), labels=y, places=places))
+    assert not alarms(said)
+
+
+def test_what_waits_for_a_gradient_is_bounded() -> None:
+    monitor, _ = watching()
+    for step in range(WAITING + 50):
+        x, y = torch.randn(4, 3, generator=generator(step)), torch.tensor([0, 1, 2, 3])
+        monitor(seen(step, x, inputs=(x,), labels=y))
+    assert len(monitor._waiting) == WAITING
+
+
+def test_an_edge_may_carry_tensors_of_several_shapes() -> None:
+    monitor, said = watching()
+    for step, x, y, _ in rows(80):
+        one, other = torch.tanh(x), x[:, :7]
+        for tensor in (one, other):
+            monitor(seen(step, tensor, inputs=(x,), labels=y))
+        for tensor in (label_free(one, y), label_free(other, y)):
+            monitor(seen(step, tensor, "backward", sent=False))
+    assert len(alarms(said)) == 1
+
+
+# ---------------------------------------------------------------------- what it costs
+
+
+class Clock:
+    """Each step of a run takes `step_s`; looking at it takes `look_s`."""
+
+    def __init__(self, look_s: float) -> None:
+        self.now, self._look_s = 0.0, look_s
+
+    def __call__(self) -> float:
+        self.now += self._look_s
+        return self.now
+
+
+@pytest.mark.parametrize("look_s", [0.0002, 0.005, 0.1])
+def test_it_keeps_to_its_share_of_the_time_however_slow_it_is(look_s: float) -> None:
+    clock = Clock(look_s)
+    budget = Budget(clock=clock, share=0.05, advance_s=0.01)
+    longest = 0.0
+    for _ in range(5000):
+        clock.now += 0.02
+        if budget.begins():
+            began = clock.now
+            clock.now += 0.004
+            budget.ends()
+            longest = max(longest, clock.now - began)
+        assert budget.spent_s <= 0.05 * clock.now + 0.01 + longest
+    assert budget.spent_s > 0.02 * clock.now or look_s > 0.004
+
+
+def test_a_monitor_without_time_measures_nothing() -> None:
+    said: Said = []
+    monitor = Monitor(Watch(classes=10, advance_s=0.0), said.append, seed=1, clock=lambda: 0.0)
+    attacked(monitor, 20, label_free)
+    assert said == []
+    assert monitor.spent_s == 0.0
+
+
+# ---------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 0},
+        {"rows": 0},
+        {"classes": -1},
+        {"calibrate": -1},
+        {"false_alarms": 0.0},
+        {"share": 1.0},
+        {"limits": {"hijack": 0.5}},
+        {"limits": {"decoder": 1.0}},
+    ],
+)
+def test_a_watch_that_means_nothing_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="monitor"):
+        Watch(**options)
+
+
+# ---------------------------------------------------------------------- on MNIST
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_hijacked_clients_on_mnist_are_found_before_step_500_and_honest_runs_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    sys.modules.pop("monitor", None)
+    import monitor
+
+    if monitor.found(None) is None:
+        pytest.skip("MNIST is not beside the repository, nor named by CUTLAYER_DATA")
+    monkeypatch.setattr(sys, "argv", ["monitor.py", "--quick"])
+    monitor.main()
+    said = capsys.readouterr().out
+    assert "| all | 3 | 3 |" in said
+    assert "| 3 | 0 |" in said
