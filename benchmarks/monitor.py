@@ -26,9 +26,10 @@ from torch.nn import functional as F
 
 from cutlayer.attack.attack import Knowledge
 from cutlayer.attack.fsha import Fsha
+from cutlayer.observe.facts import Alarmed, Leaked
 from cutlayer.observe.monitor import Monitor
 from cutlayer.observe.tap import Seen
-from cutlayer.observe.watch import Alarmed, Leaked, Watch
+from cutlayer.observe.watch import Watch
 from cutlayer.protocol.messages import Ticket
 
 CLASSES, OWN = 10, 40_000
@@ -181,8 +182,10 @@ def optimizer(setting: Setting, network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), setting.lr, momentum=0.9)
 
 
-def run(setting: Setting, watch: Watch, data: tuple[Tensor, Tensor], *, attacked: bool, seed: int, steps: int) -> Row:
-    """One run, attacked from its first step or honest."""
+def run(
+    setting: Setting, watch: Watch, data: tuple[Tensor, Tensor], attack: Fsha | None, *, seed: int, steps: int
+) -> Row:
+    """One run: attacked from its first step, or honest."""
     torch.manual_seed(seed)
     images, labels = data
     labels = (labels == 3).long() if setting.binary else labels

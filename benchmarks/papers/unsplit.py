@@ -151,7 +151,11 @@ def main() -> None:
     args = parser.parse_args()
     path = found(args.data)
     if path is None:
-        sys.exit("skipped: MNIST is not there; give --data FILE.npz with x_train and y_train, or set CUTLAYER_DATA")
+        print(
+            "skipped: MNIST is not there; give --data FILE.npz with x_train, y_train, or set CUTLAYER_DATA",
+            file=sys.stderr,
+        )
+        return
     figures = measured(mnist(path), quick=args.quick)
     print(json.dumps([asdict(one) for one in figures]) if args.json else table(figures))
 

@@ -132,8 +132,9 @@ def test_r2_of_columns_is_that_of_longhand_and_its_interval_holds_it() -> None:
 
 
 def test_no_constant_image_beats_chance() -> None:
-    """The median image has sharper edges than the mean, which SSIM likes."""
+    """The median image has sharper edges than the mean, which SSIM likes: here it is most of the images."""
     x = blobs(1, 300)
+    x[:180] = x[0]
     for guess in (x.mean(0), x.median(0).values):
         assert not rebuilt_score("any", x, guess.expand_as(x), knowledge=Knowledge(), seed=0).leaks
 

@@ -1,10 +1,12 @@
 """Labels from the size, the direction and the spectrum of what crossed, and what holds for every attack on traffic."""
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from scipy.stats import f as f_distribution  # type: ignore[import-untyped]
+from scipy.stats import f as f_distribution
 from torch import Tensor
 
 from cutlayer.attack.attack import Attack, Knowledge
@@ -26,6 +28,11 @@ by_step = pytest.mark.parametrize("attack", BY_STEP, ids=lambda attack: attack.n
 
 def crossed(labels: Tensor, tensors: Tensor, batch: int = 20) -> Traffic:
     return Traffic(steps=torch.arange(len(labels)) // batch, activations=tensors, gradients=tensors, labels=labels)
+
+
+def without(traffic: Traffic, names: Collection[str]) -> Traffic:
+    missing: dict[str, Any] = dict.fromkeys(names)
+    return replace(traffic, **missing)
 
 
 def labels_of(count: int, seed: int, share: float = 0.3) -> Tensor:
@@ -133,9 +140,8 @@ def test_every_attack_names_what_it_needs_and_does_not_get(attack: Attack) -> No
     traffic = crossed(labels_of(120, 9), noise(120, 9, 4))
     for name in {"activations", "gradients", "labels"} & {*attack.needs, "labels"}:
         with pytest.raises(DataError, match=f"{attack.word}.* needs {name}, which the recording lacks: record"):
-            attack.run(replace(traffic, **{name: None}), NOTHING, 0)
-    others = {"activations", "gradients"} - attack.needs
-    attack.run(replace(traffic, **{name: None for name in others}), NOTHING, 0)
+            attack.run(without(traffic, {name}), NOTHING, 0)
+    attack.run(without(traffic, {"activations", "gradients"} - attack.needs), NOTHING, 0)
 
 
 @every_attack

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scipy.stats import norm  # type: ignore[import-untyped]
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from cutlayer.attack.membership import found_at_few_alarms, membership

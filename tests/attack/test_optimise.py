@@ -60,6 +60,15 @@ def test_a_constant_bottom_gives_chance(x: Tensor) -> None:
     assert score.value <= score.chance + 1e-6
 
 
+def test_total_variation_makes_what_is_found_smoother() -> None:
+    bottom = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+    start = drawn(1, 2, 1, 12, 12).abs().clamp(max=1)
+    traffic, knowledge = crossed(bottom, blobs(2, 8)), Knowledge(known=bottom, auxiliary=(start, None))
+    found = [Optimise(steps=50, tv=tv).run(traffic, knowledge, 0).shown for tv in (0.0, 0.1)]
+    rough, smooth = (float(variation(pair[1]).mean()) for pair in found if pair is not None)
+    assert smooth < 0.8 * rough
+
+
 def test_total_variation_is_that_of_longhand() -> None:
     x = drawn(1, 2, 3, 5, 4)
     longhand = torch.zeros(2, 3, 5, 4)

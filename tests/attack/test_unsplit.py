@@ -126,22 +126,24 @@ def test_rows_whose_labels_are_known_are_not_scored_whenever_they_crossed() -> N
 
 
 @pytest.mark.parametrize("of_weights", [False, True])
-def test_the_distance_of_every_class_is_that_of_longhand(of_weights: bool) -> None:
-    traffic = answered(two_layers, rows=4, batch=1, of_weights=of_weights)
+@pytest.mark.parametrize("make", [two_layers, one_logit])
+def test_the_distance_of_every_class_is_that_of_longhand(make: Make, of_weights: bool) -> None:
+    traffic = answered(make, rows=4, batch=1, of_weights=of_weights)
     assert traffic.activations is not None
     assert traffic.gradients is not None
-    top = fresh(two_layers, 1)
-    matcher = Matcher.made(top, traffic.activations, traffic.gradients, of_weights=of_weights, classes=5)
+    top = fresh(make, 1)
+    matcher = Matcher.made(top, traffic.activations, traffic.gradients, of_weights=of_weights, classes=0)
     size = float(traffic.gradients.flatten(1).square().sum(1).mean())
     for row in range(4):
         longhand = []
-        for label in range(5):
+        for label in range(matcher.classes):
             z = traffic.activations[row : row + 1].clone().requires_grad_()
-            by = top[0].weight if of_weights else z  # type: ignore[index]
-            (made,) = torch.autograd.grad(F.cross_entropy(top(z), torch.tensor([label])), by)
+            by = next(top.parameters()) if of_weights else z
+            scores = top(z) if make is two_layers else torch.cat([torch.zeros(1, 1), top(z)], 1)
+            (made,) = torch.autograd.grad(F.cross_entropy(scores, torch.tensor([label])), by)
             longhand.append(float((made.reshape(-1) - traffic.gradients[row].reshape(-1)).square().sum()) / size)
-        at = torch.full((5,), row)
-        torch.testing.assert_close(matcher.distances(at, torch.arange(5)), torch.tensor(longhand))
+        at = torch.full((matcher.classes,), row)
+        torch.testing.assert_close(matcher.distances(at, torch.arange(matcher.classes)), torch.tensor(longhand))
         assert int(matcher.nearest(at[:1])) == longhand.index(min(longhand))
 
 

@@ -34,7 +34,7 @@ def bounded(shares: list[Tensor], weights: list[float]) -> Tensor:
     apart = [share - centre for share in shares]
     bound = float(np.median([float(each.norm()) for each in apart]))
     drawn = [each * min(1.0, bound / max(float(each.norm()), 1e-300)) for each in apart]
-    return centre + sum(w * each for w, each in zip(weights, drawn, strict=True)) / sum(weights)  # type: ignore[no-any-return]
+    return centre + sum(w * each for w, each in zip(weights, drawn, strict=True)) / sum(weights)
 
 
 METHODS: dict[str, tuple[Any, Mean]] = {

@@ -60,7 +60,9 @@ def test_angles_are_exact_however_small(angle: float) -> None:
 
 def test_growth_turns_nothing_and_what_comes_from_nothing_turns_by_a_right_angle() -> None:
     before, after = state(a=[1.0, 2.0], b=[0.0, 0.0], c=[0.0]), state(a=[3.0, 6.0], b=[0.1, 0.0], c=[0.0])
-    torch.testing.assert_close(angles(before, after), torch.tensor([0, math.pi / 2, 0]).double(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        angles(before, after), torch.tensor([0, math.pi / 2, 0], dtype=torch.float64), rtol=0, atol=1e-8
+    )
 
 
 # ---------------------------------------------------------------------- the verdict
@@ -178,17 +180,15 @@ def turned_down(check: TurnCheck, trajectories: list[list[State]]) -> float:
 
 
 def test_a_backdoored_turn_is_turned_down_and_few_honest_ones_with_some_slack() -> None:
-    honest = [trained(seed) for seed in range(8)]
-    backdoored = [trained(seed, backdoor=9) for seed in range(8)]
-    assert turned_down(LENIENT, backdoored) > turned_down(LENIENT, honest)
-    assert turned_down(LENIENT, honest) <= 0.25
+    assert turned_down(LENIENT, [trained(seed, backdoor=9) for seed in range(8)]) >= 7 / 8
+    assert turned_down(LENIENT, [trained(seed) for seed in range(8)]) <= 2 / 8
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("skew", [0.0, 0.5], ids=["iid", "mildly skewed"])
 def test_false_alarms_over_a_hundred_honest_trajectories(skew: float) -> None:
-    """The paper's rule turns down about half of them, by construction; a slack of 2 one in fourteen."""
+    """The paper's rule turns down about half of them, by construction; a slack of 2 about one in fifteen."""
     honest = [trained(seed, skew=skew) for seed in range(100)]
-    assert 0.35 <= turned_down(PAPER, honest) <= 0.7
+    assert 0.4 <= turned_down(PAPER, honest) <= 0.65
     assert turned_down(LENIENT, honest) <= 0.15

@@ -232,7 +232,7 @@ def trained(
         if detector.wager.alarmed:
             break
         adam.zero_grad()
-        released.backward(gradient / rows)  # type: ignore[no-untyped-call]
+        released.backward(gradient / rows)
         adam.step()
     return detector
 
@@ -312,12 +312,13 @@ def test_an_attack_in_the_middle_of_a_run_is_found() -> None:
 
 
 def test_splitguards_score_is_the_papers() -> None:
-    """By hand: F = (0, 3), R₁ = (1, 0), R₂ = (2, 0). θ(F, R) = π/2, d(F, R) = 1.5; θ(R₁, R₂) = 0, d(R₁, R₂) = 1."""
+    """By hand: F = (-3, 0), R₁ = (1, 0), R₂ = (0, 2). R's mean points to (1, 2), and its norms have the mean 1.5."""
     sums = []
-    for vector in ([0.0, 3.0], [1.0, 0.0], [2.0, 0.0]):
+    for vector in ([-3.0, 0.0], [1.0, 0.0], [0.0, 2.0]):
         sums.append(Sums())
         sums[-1].add(torch.tensor([vector]))
-    s = math.pi / 2 * 1.5 / 2.5
+    to_fake, between = math.acos(-1 / math.sqrt(5)), math.pi / 2
+    s = (to_fake * (3 - 1.5) - between * (2 - 1)) / ((3 - 1.5) + (2 - 1))
     assert splitguard_score(*sums) == pytest.approx((1 / (1 + math.exp(-5 * s))) ** 2)
 
 

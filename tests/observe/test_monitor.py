@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from cutlayer.defence.dependence import distance_correlation
 from cutlayer.errors import PlanError
-from cutlayer.observe.facts import Stop, Way
+from cutlayer.observe.facts import Alarmed, Leaked, Stop, Way
 from cutlayer.observe.hijacking import OwnTop
 from cutlayer.observe.monitor import WAITING, Monitor
 from cutlayer.observe.tap import Seen
-from cutlayer.observe.watch import Alarmed, Budget, Leaked, Watch
+from cutlayer.observe.watch import Budget, Watch
 from cutlayer.protocol.messages import Purpose, Ticket
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,11 +148,13 @@ def attacked(monitor: Monitor, steps: int, gradient: Callable[[Tensor, Tensor], 
 
 
 def label_free(z: Tensor, _: Tensor) -> Tensor:
-    return (z - 0.5) / (1 + z.norm(dim=1, keepdim=True))
+    gradient: Tensor = (z - 0.5) / (1 + z.norm(dim=1, keepdim=True))
+    return gradient
 
 
 def agreed(z: Tensor, y: Tensor) -> Tensor:
-    return OwnTop(12, 10).errors(z, y) @ torch.randn(10, 12, generator=generator(9))
+    gradient: Tensor = OwnTop(12, 10).errors(z, y) @ torch.randn(10, 12, generator=generator(9))
+    return gradient
 
 
 def test_a_hijacked_cut_gives_one_alarm_in_a_sentence() -> None:
@@ -184,7 +186,7 @@ def test_agreed_training_gives_no_alarm() -> None:
 def test_a_limit_of_a_leak_gives_an_alarm_and_none_does_not() -> None:
     for limits, count in (({"distance_correlation": 0.7}, 1), ({}, 0), ({"distance_correlation": 0.999}, 0)):
         monitor, said = watching(every=1, limits=limits)
-        for step, x, _, _ in rows(80):
+        for step, x, _, _ in rows(60):
             z = x + torch.randn(x.shape, generator=generator(step))
             monitor(seen(step, z, inputs=(x,)))
         assert len(alarms(said)) == (count if max(values(said, "distance_correlation")) < 0.999 else 0)
@@ -192,7 +194,7 @@ def test_a_limit_of_a_leak_gives_an_alarm_and_none_does_not() -> None:
 
 def test_a_calibrated_leak_alarms_when_it_grows() -> None:
     monitor, said = watching(every=1, calibrate=100, tolerance=0.0)
-    for step, x, _, _ in rows(260):
+    for step, x, _, _ in rows(260, width=4):
         noise = 3.0 if step < 160 else 0.0
         z = x + noise * torch.randn(x.shape, generator=generator(step))
         monitor(seen(step, z, inputs=(x,)))

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.cluster.vq import ClusterError, kmeans2  # type: ignore[import-untyped]
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.cluster.vq import ClusterError, kmeans2
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cutlayer.attack.attack import Attack, Knowledge, Need

@@ -175,7 +175,12 @@ def _write(cells: "Sequence[Cell]", json_file: Path | None, picture: Path | None
 
 def _as_data(cell: "Cell") -> dict[str, Any]:
     score = cell.found.score
-    told = {"cut": cell.case.cut, "defence": cell.case.defence, "attack": cell.found.attack, "party": cell.found.party}
+    told: dict[str, Any] = {
+        "cut": cell.case.cut,
+        "defence": cell.case.defence,
+        "attack": cell.found.attack,
+        "party": cell.found.party,
+    }
     told |= {"edge": cell.found.edge, "accuracy": cell.accuracy, "bytes": cell.nbytes, "seconds": cell.seconds}
     if score is None:
         return told | {"reason": cell.found.reason}

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from cutlayer.errors import PlanError
-from cutlayer.observe.facts import Fact, Noticed, Paced, Progressed, Resumed, Saved, Scored
+from cutlayer.observe.facts import Alarmed, Fact, Leaked, Noticed, Paced, Progressed, Resumed, Saved, Scored
 from cutlayer.observe.lines import to_line
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def monitor_for(
 ) -> "tuple[Monitor, ...]":  # fmt: skip
     """The party's monitor, if it wants one; what it finds is told to the observers."""
     from cutlayer.observe.monitor import Monitor
-    from cutlayer.observe.watch import Alarmed, Leaked, Watch
+    from cutlayer.observe.watch import Watch
     from cutlayer.plan.streams import stream_seed
 
     if not here.monitor:
@@ -334,7 +334,7 @@ def audit_for(here: "PartyFile", party: str, plan: str, results: Path) -> "Itera
 
 
 def _print_fact(fact: Fact) -> None:
-    if isinstance(fact, Noticed | Paced | Progressed | Scored | Saved | Resumed):
+    if isinstance(fact, Alarmed | Leaked | Noticed | Paced | Progressed | Scored | Saved | Resumed):
         print(to_line(fact), flush=True)
 
 

@@ -99,9 +99,9 @@ def norm_bound(shares: Shares, weights: Sequence[float], *, factor: float) -> Te
 
     m is the median of the distances ‖x - v‖₂; a share farther away becomes v + (x - v) · factor · m / ‖x - v‖₂. So the
     mean is never farther than factor · m from v, and with fewer than half of the shares bad m is no more than the
-    greatest distance of a good one. The clip of Sun et al. 2019 (arXiv 1911.07963, section 4), about a robust centre
-    as in Karimireddy et al. 2021 (arXiv 2012.10333, algorithm 2; one iteration, begun at v). A share with an infinite
-    distance counts as v. Where no share is too far away this is the weighted mean, bit for bit.
+    greatest distance of a good one. The clip of Sun et al. 2019 (arXiv 1911.07963) about a robust centre: one iteration
+    of the centred clipping of Karimireddy et al. 2021 (arXiv 2012.10333), begun at v. A share with an infinite distance
+    counts as v. Where no share is too far away this is the weighted mean, bit for bit.
     """
     centre = median(shares)
     apart = [torch.where(share == centre, 0.0, share - centre) for share in shares]  # a mask's infinities are equal

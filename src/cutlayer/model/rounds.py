@@ -42,7 +42,8 @@ class TurnCheck:
 
     `low`: which part of the frequencies along each axis counts as low. `slack`: in an analysis' majority are turns
     whose score is at most so many times the greatest of the ⌊N/2⌋ + 1 lowest. 1 is the paper's rule; it turns down
-    about half of all honest turns, since each analysis leaves out nearly half. A larger one turns down fewer, and misses more.
+    about half of all honest turns, since each analysis leaves out nearly half. A larger one turns down fewer, and may
+    miss more.
     """
 
     window: int = 10
@@ -119,13 +120,14 @@ def dct(values: Tensor, *, dim: int) -> Tensor:
     """The orthonormal DCT-II along a dimension, by an FFT of as many points (Makhoul 1980, IEEE TASSP 28(1))."""
     x = values.movedim(dim, -1)
     size = x.shape[-1]
-    if size == 0:
+    if values.numel() == 0:
         return values
     folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
     turn = torch.exp(-0.5j * math.pi * torch.arange(size, dtype=torch.float64) / size)
     found = (torch.fft.fft(folded) * turn.to(x.device)).real * math.sqrt(2 / size)
     found[..., 0] *= math.sqrt(0.5)
-    return found.movedim(-1, dim)
+    moved: Tensor = found.movedim(-1, dim)
+    return moved
 
 
 def _unit(vector: Tensor) -> Tensor | None:

@@ -159,7 +159,7 @@ class ModelSegment:
         self, graph: _Graph, ends: list[Tensor], came: Tensors | None
     ) -> tuple[list[Tensor], list[Tensor | None] | None]:  # fmt: skip
         """The ends to go back from and their gradients, the penalty's among them."""
-        gradients = None if came is None else [*came]
+        gradients: list[Tensor | None] | None = None if came is None else [*came]
         if self._penalty is None or not graph.ends[0].requires_grad:
             return ends, gradients
         inputs = [tensor for tensors in graph.leaves.values() for tensor in tensors]

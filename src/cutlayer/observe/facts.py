@@ -13,9 +13,11 @@ from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.topology import SourceKind
 from cutlayer.protocol.messages import Purpose, StateKind, Ticket
 
-VERSION = 5
+VERSION = 6
 
 Way = Literal["forward", "backward"]
+Statistic = Literal["distance_correlation", "decoder", "label_auc", "hijack"]
+"""What a monitor measures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +156,35 @@ class Cached:
     stale: tuple[int, ...]
 
 
-Fact = Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Cached | Paced | Noticed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaked:
+    """How much a cut tells, measured at its owner's side: `value` beside what `chance` gives.
+
+    `threshold`: above it (for `hijack`, below it) scores speak for an alarm; None where there is none.
+    """
+
+    party: str
+    edge: str
+    statistic: Statistic
+    value: float
+    chance: float
+    threshold: float | None = None
+    alarm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alarmed:
+    """A cut tells more than it should; `false_alarms` is the chance that a run without fault would say this too."""
+
+    party: str
+    edge: str
+    statistic: Statistic
+    batches: int
+    false_alarms: float
+    sentence: str
+
+
+Fact = Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Cached | Paced | Leaked | Alarmed | Noticed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

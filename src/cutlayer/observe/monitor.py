@@ -26,11 +26,11 @@ from cutlayer.attack.traffic import Traffic
 from cutlayer.defence.dependence import distance_correlation
 from cutlayer.errors import DataError
 from cutlayer.observe.decoding import OnlineDecoder
-from cutlayer.observe.facts import Stop
+from cutlayer.observe.facts import Alarmed, Leaked, Statistic, Stop
 from cutlayer.observe.hijacking import Detector, Sample
 from cutlayer.observe.tap import Seen
 from cutlayer.observe.thresholds import Level
-from cutlayer.observe.watch import LEAKS, PARTS, Alarmed, Budget, Leaked, Statistic, Watch, said
+from cutlayer.observe.watch import LEAKS, PARTS, Budget, Watch, said
 from cutlayer.protocol.messages import Ticket
 
 COLUMNS = 4096

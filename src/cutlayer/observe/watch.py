@@ -2,42 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from cutlayer.errors import PlanError
+from cutlayer.observe.facts import Leaked, Statistic
 
-Statistic = Literal["distance_correlation", "decoder", "label_auc", "hijack"]
 LEAKS: tuple[Statistic, ...] = ("distance_correlation", "decoder", "label_auc")
 PARTS: Mapping[Statistic, float] = {"distance_correlation": 0.1, "decoder": 0.2, "label_auc": 0.1, "hijack": 0.6}
 """How the monitor's time is parted."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Leaked:
-    """How much a cut tells, measured at its owner's side: `value` beside what `chance` gives.
-
-    `threshold`: above it (for `hijack`, below it) scores speak for an alarm; None where there is none.
-    """
-
-    party: str
-    edge: str
-    statistic: Statistic
-    value: float
-    chance: float
-    threshold: float | None = None
-    alarm: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Alarmed:
-    """A cut tells more than it should; `false_alarms` is the chance that a run without fault would say this too."""
-
-    party: str
-    edge: str
-    statistic: Statistic
-    batches: int
-    false_alarms: float
-    sentence: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
