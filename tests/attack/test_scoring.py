@@ -126,6 +126,11 @@ def test_few_rows_of_a_class_in_each_step_do_not_make_a_leak() -> None:
     assert leaks <= 14
 
 
+def test_one_row_of_a_class_is_one_observation() -> None:
+    score = auc("x", *two_classes(torch.tensor([3.5]), torch.arange(10.0)))
+    assert (score.value, score.low, score.high) == pytest.approx((0.4, *wilson(0.4, 1)))
+
+
 def test_a_folded_interval_is_that_of_the_flipped_scores() -> None:
     scores, truth = two_classes(torch.randn(30, generator=drawn(6)) - 1, torch.randn(30, generator=drawn(7)))
     down, up = folded(auc("x", scores, truth)), auc("x", -scores, truth)

@@ -153,6 +153,11 @@ def test_infinities_that_all_have_in_common_stay(method: Method) -> None:
     assert torch.equal(mean(method, [{"mask": mask}] * 4)["mask"], mask)
 
 
+def test_a_norm_bound_looks_past_infinities_that_all_have_in_common() -> None:
+    masked = [{"w": torch.cat([share["w"], torch.full((1, 4), -torch.inf)])} for share in shares(5)]
+    assert torch.equal(mean(NORM_BOUND, masked)["w"][:3], mean(NORM_BOUND, shares(5))["w"])
+
+
 # ---------------------------------------------------------------------- what bad shares can do
 
 BAD = [(count, bad) for count in (3, 4, 7, 10) for bad in range(1, (count + 1) // 2)]

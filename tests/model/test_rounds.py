@@ -14,7 +14,7 @@ from cutlayer.model.rounds import TurnCheck, angles, dct, low_frequencies
 
 State = dict[str, Tensor]
 CLASSES, FEATURES, HIDDEN, TURNS = 4, 12, 16, 10
-PAPER, LENIENT = TurnCheck(), TurnCheck(slack=2.0)
+STRICT, LENIENT = TurnCheck(), TurnCheck(slack=2.0)
 
 
 def state(**tensors: Any) -> State:
@@ -86,7 +86,7 @@ def test_equal_turns_are_all_benign() -> None:
     assert len(verdict.scores) == 7
 
 
-@pytest.mark.parametrize("check", [PAPER, LENIENT])
+@pytest.mark.parametrize("check", [STRICT, LENIENT])
 @pytest.mark.parametrize("turns", [3, 4, 7, 10, 25])
 def test_one_odd_turn_at_the_end_is_turned_down_for_a_state_before_it(check: TurnCheck, turns: int) -> None:
     states = walk([USUAL] * (turns - 1) + [ODD])
@@ -94,6 +94,42 @@ def test_one_odd_turn_at_the_end_is_turned_down_for_a_state_before_it(check: Tur
     assert not verdict.benign
     assert max(0, turns - check.window) < verdict.newest_benign < turns
     assert all(verdict.scores[-1][at] == max(score[at] for score in verdict.scores) for at in (0, 1))
+
+
+def pattern(frequency: int) -> Any:
+    """Of 8 x 8 values, one frequency of the cosine transform down the rows; 0 is a constant."""
+    return np.cos(np.pi * (2 * np.arange(8)[:, None] + 1) * frequency / 16) * np.ones((8, 8))
+
+
+@pytest.mark.parametrize(
+    ("usual", "odd", "analysis"), [(pattern(1), -0.15 * pattern(1), 0), (pattern(0), 0.15 + pattern(5), 1)]
+)
+def test_a_turn_is_turned_down_by_either_analysis_alone(usual: Any, odd: Any, analysis: int) -> None:
+    """A step back turns as far as a step on; what is quick is seen in the angle, not among the low frequencies."""
+    sizes = [0.1, 0.2, 0.12, 0.18, 0.14, 0.16, 0.13]
+    places = [np.full((8, 8), 10.0)]
+    for step in [*(size * usual for size in sizes), odd]:
+        places.append(places[-1] + step)
+    verdict = TurnCheck(slack=3.0).judge([state(w=place) for place in places])
+    assert not verdict.benign
+    for at in (0, 1):
+        scores = [score[at] for score in verdict.scores]
+        assert (scores[-1] > 3 * sorted(scores)[4]) == (at == analysis)
+
+
+def test_only_the_newest_turns_are_looked_at() -> None:
+    states = walk([ODD] * 20 + [USUAL] * 5)
+    verdict = TurnCheck(window=5).judge(states)
+    assert len(verdict.scores) == 5
+    assert verdict == TurnCheck(window=5).judge(states)
+    assert TurnCheck(window=5, slack=3.0).judge(walk([ODD] * 20 + [USUAL] * 3 + [ODD])).newest_benign == 23
+
+
+def test_a_window_without_a_benign_turn_goes_back_to_its_beginning() -> None:
+    bad = [state(w=[math.nan] * 4) for _ in range(4)]
+    verdict = TurnCheck(window=4).judge([*walk([USUAL] * 3), *bad])
+    assert not verdict.benign
+    assert verdict.newest_benign == 3
 
 
 def test_several_odd_turns_in_a_minority_are_skipped_to_the_newest_benign() -> None:
@@ -116,12 +152,12 @@ def test_a_turn_that_ends_in_no_number_is_never_benign(value: float) -> None:
 
 
 def test_fewer_than_three_turns_outvote_nobody() -> None:
-    assert PAPER.judge(walk([USUAL, ODD])).benign
-    assert PAPER.judge(walk([])).newest_benign == 0
+    assert STRICT.judge(walk([USUAL, ODD])).benign
+    assert STRICT.judge(walk([])).newest_benign == 0
 
 
 @pytest.mark.parametrize("turns", range(3, 12))
-def test_by_the_papers_rule_the_two_majorities_always_have_a_turn_in_common(turns: int) -> None:
+def test_by_the_strict_rule_the_two_majorities_always_have_a_turn_in_common(turns: int) -> None:
     random = torch.Generator().manual_seed(turns)
     steps = torch.randn(turns, 4, dtype=torch.float64, generator=random).tolist()
     assert TurnCheck(window=turns).judge(walk(steps)).newest_benign > 0
@@ -129,10 +165,10 @@ def test_by_the_papers_rule_the_two_majorities_always_have_a_turn_in_common(turn
 
 def test_states_that_are_not_alike_are_refused() -> None:
     with pytest.raises(ValueError, match="no states"):
-        PAPER.judge([])
+        STRICT.judge([])
     for other in (state(v=[1.0]), state(w=[1.0, 2.0])):
         with pytest.raises(ValueError, match="differ in their names or shapes"):
-            PAPER.judge([state(w=[1.0]), other])
+            STRICT.judge([state(w=[1.0]), other])
 
 
 def test_bad_settings_are_refused_all_at_once() -> None:
@@ -188,7 +224,7 @@ def test_a_backdoored_turn_is_turned_down_and_few_honest_ones_with_some_slack() 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("skew", [0.0, 0.5], ids=["iid", "mildly skewed"])
 def test_false_alarms_over_a_hundred_honest_trajectories(skew: float) -> None:
-    """The paper's rule turns down about half of them, by construction; a slack of 2 about one in fifteen."""
+    """SafeSplit's rule turns down about half of them, by construction; a slack of 2 about one in twenty."""
     honest = [trained(seed, skew=skew) for seed in range(100)]
-    assert 0.4 <= turned_down(PAPER, honest) <= 0.65
+    assert 0.4 <= turned_down(STRICT, honest) <= 0.65
     assert turned_down(LENIENT, honest) <= 0.15

@@ -60,11 +60,8 @@ class RobustMean:
         return {name: self._mean(added) for name, added in self._shares.items()}
 
     def _mean(self, added: Sequence[tuple[Tensor, float]]) -> Tensor:
-        first = added[0][0]
-        if len(added) == 1:
-            return first.clone()
         shares = [tensor.to(torch.float64) for tensor, _ in added]
-        return self._centre(shares, [weight for _, weight in added]).to(first.dtype)
+        return self._centre(shares, [weight for _, weight in added]).to(added[0][0].dtype)
 
     def _check(self, name: str, tensor: Tensor) -> None:
         if not tensor.is_floating_point():

@@ -7,8 +7,9 @@ states and goes back to the newest that is benign. A turn is benign if two analy
 - dynamic: by which angle it turned each tensor, the *rotational distance* between two turns being that between their
   vectors of angles.
 
-The paper's rule of decision is kept (`slack = 1`). How many frequencies count as low, the root of squares over tensors,
-and the rotational distance as the distance between angles are readings of ours: compare before citing its figures.
+With `slack = 1` the majorities are the ⌊N/2⌋ + 1 turns that are nearest to the others, as in SafeSplit. How many
+frequencies count as low, the root of squares over tensors, and the rotational distance as the distance between angles
+are readings of ours, not checked against the paper's own formulas or figures.
 """
 
 import math
@@ -41,7 +42,7 @@ class TurnCheck:
     """Judges the newest turn by the last `window` turns.
 
     `low`: which part of the frequencies along each axis counts as low. `slack`: in an analysis' majority are turns
-    whose score is at most so many times the greatest of the ⌊N/2⌋ + 1 lowest. 1 is the paper's rule; it turns down
+    whose score is at most so many times the greatest of the ⌊N/2⌋ + 1 lowest. 1 is SafeSplit's rule; it turns down
     about half of all honest turns, since each analysis leaves out nearly half. A larger one turns down fewer, and may
     miss more.
     """
