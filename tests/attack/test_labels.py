@@ -93,7 +93,9 @@ def test_without_two_rows_of_the_class_in_a_step_the_label_leak_is_that_of_the_s
     traffic = crossed(labels, (1 + labels[:, None]) * torch.ones(40, 3), 4)
     with pytest.raises(DataError, match="two rows"):
         Cosine().run(traffic, NOTHING, 0)
-    assert label_leak(traffic).value == 1
+    both, size = label_leak(traffic), Norm().run(traffic, NOTHING, 0)
+    assert both.value == size.value == 1
+    assert 0.5 < both.low < size.low
 
 
 @pytest.mark.parametrize(("attack", "wide"), [(Spectrum(), 3), (Spectrum(), 90), (GradientSpectrum(), 90)], ids=str)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cutlayer.attack.attack import Knowledge
-from cutlayer.attack.rebuilt import Measure, once_each, rebuilt_score, seen_inputs
-from cutlayer.attack.scoring import class_numbers, needed
+from cutlayer.attack.rebuilt import Measure, rebuilt_score, seen_inputs
+from cutlayer.attack.scoring import class_numbers, latest, needed
 from cutlayer.attack.traffic import Score, Traffic
 from cutlayer.errors import DataError
 
@@ -80,9 +80,10 @@ class Examples:
 
     def alike(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Places of rows with these labels `[B]`; of any rows for labels that none of them has."""
+        assert self.labels is not None
         places = self.drawn(len(labels), generator)
-        for label in labels.unique().tolist():
-            own = (self.labels == label).nonzero().flatten()  # type: ignore[union-attr]
+        for label in torch.unique(labels).tolist():
+            own = (self.labels == label).nonzero().flatten()
             if len(own):
                 chosen = torch.randint(len(own), (len(labels),), generator=generator).to(own.device)
                 places = torch.where(labels == label, own[chosen], places)
@@ -106,14 +107,15 @@ class Examples:
         `how`: the measure, and the seed of the interval. `told`: it is given the class numbers too. Chance then knows
         them as well: it is the mean of each class, where else it is the mean row.
         """
-        seen = once_each(traffic)
+        seen = latest(traffic)
         activations, truth = seen_inputs(name, seen)
         device, (measure, seed) = self.rows.device, how
         labels = class_numbers(name, needed(name, seen, "labels")[0]).to(device) if told else None
-        rows = []
         with torch.no_grad():
-            for at in torch.arange(len(truth)).split(CHUNK):
-                rows.append(rebuild(activations[at].to(device), None if labels is None else labels[at]))
+            rows = [
+                rebuild(activations[at].to(device), None if labels is None else labels[at])
+                for at in torch.split(torch.arange(len(truth)), CHUNK)
+            ]
 
         def scored(rebuilt: Tensor) -> Score:
             rebuilt = self.scaling.widened(rebuilt).cpu()
@@ -127,7 +129,7 @@ class Examples:
 
     def _class_means(self, labels: Tensor) -> Tensor:
         means = self.rows.mean(0).expand(len(labels), *self.rows.shape[1:]).clone()
-        for label in labels.unique().tolist():
+        for label in torch.unique(labels).tolist():
             if len(own := self.rows[self.labels == label]):
                 means[labels == label] = own.mean(0)
         return means

@@ -17,10 +17,12 @@ Gradients = Sequence[Tensor | None]
 class Learner:
     """A network and the Adam that teaches it. Gradients of nothing else are touched."""
 
-    def __init__(self, network: nn.Module, lr: float, device: torch.device) -> None:
+    def __init__(
+        self, network: nn.Module, lr: float, device: torch.device, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
         self.network = network.to(device)
         self.parameters = list(network.parameters())
-        self.adam = torch.optim.Adam(self.parameters, lr=lr)
+        self.adam = torch.optim.Adam(self.parameters, lr=lr, betas=betas)
 
     def gradients(self, loss: Tensor, *, keep: bool = False) -> Gradients:
         """`keep`: the loss, or what it is made of, is differentiated again."""
@@ -80,11 +82,10 @@ def simulator(word: str, knowledge: Knowledge, cut: Sequence[int], otherwise: Ca
         return otherwise()
     made = knowledge.bottom()
     with torch.no_grad():
-        shape = list(made.eval()(knowledge.auxiliary[0][:2].cpu()).shape[1:])
+        given = made.eval()(knowledge.auxiliary[0][:2].cpu())
+    shape = list(given.shape[1:]) if isinstance(given, Tensor) else "of several tensors"
     if shape != list(cut):
-        raise DataError(
-            f"{word}: the client's segment as known gives rows {shape}, not {list(cut)}: name another"
-        )
+        raise DataError(f"{word}: the client's segment as known gives rows {shape}, not {list(cut)}: name another")
     return made.train()
 
 
@@ -93,7 +94,7 @@ def own_randomness(generator: torch.Generator, device: torch.device) -> Iterator
     """What is drawn globally within comes of `generator`, and the global generators are left as they were."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         yield

@@ -56,7 +56,8 @@ def critic(shape: Shape, *, width: int, blocks: int = 6) -> nn.Module:
     """Features `[B, *shape]` to one number a row `[B]`: where they come from."""
     if len(shape) != 3:
         return nn.Sequential(*_dense(shape, (1,), width, hidden=2), nn.Flatten(0))
-    wide, sides = 4 * width, shape[-2:]
+    wide = 4 * width
+    sides: Shape = shape[-2:]
     layers: list[nn.Module] = []
     channels = shape[0]
     while min(sides) > 4:

@@ -82,14 +82,14 @@ class Sdar:
             client = simulator(
                 self.word, knowledge, cut, lambda: encoder(row, cut, width=self.width, nonnegative=nonnegative)
             )
-            inverse = Labelled(cut, knowledge.classes, lambda shape: decoder(shape, row, width=self.width))
-            judges = [Labelled(shape, knowledge.classes, self._critic) for shape in (cut, row)]
+            inverse = started(Labelled(cut, knowledge.classes, lambda shape: decoder(shape, row, width=self.width)))
+            judges = [started(Labelled(shape, knowledge.classes, self._critic)) for shape in (cut, row)]
         self._begun = _Begun(
             examples=examples, generator=generator, seed=seed, shadow=Shadow(),
             client=Learner(client, self.lr, device),
-            client_critic=Learner(started(judges[0]), self.client_critic_lr, device),
-            decoder=Learner(started(inverse), self.decoder_lr, device),
-            decoder_critic=Learner(started(judges[1]), self.decoder_critic_lr, device),
+            client_critic=Learner(judges[0], self.client_critic_lr, device),
+            decoder=Learner(inverse, self.decoder_lr, device),
+            decoder_critic=Learner(judges[1], self.decoder_critic_lr, device),
         )  # fmt: skip
 
     def watch(self, activations: Tensor, labels: Tensor | None, top: nn.Module) -> None:

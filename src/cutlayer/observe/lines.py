@@ -2,27 +2,13 @@
 
 import json
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
-from cutlayer.observe.facts import (
-    Cached,
-    Crossed,
-    Fact,
-    Moved,
-    Noticed,
-    Paced,
-    Progressed,
-    Resumed,
-    Saved,
-    Scored,
-    Spent,
-)
+from cutlayer.observe.facts import Fact
 
-KINDS: Final[dict[str, Any]] = {
-    kind.__name__: kind for kind in (Crossed, Moved, Spent, Progressed, Scored, Saved, Resumed, Cached, Paced, Noticed)
-}
+KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in get_args(Fact)}
 
 
 def to_line(fact: Fact) -> str:
