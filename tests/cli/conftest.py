@@ -1,13 +1,26 @@
 """Runs the command line in this process, as a person would type it."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cli.terminals import Terminals
 from cli.typed import CommandLine, Typed
 from cutlayer.cli import main
+
+
+@pytest.fixture(scope="module")
+def terminals() -> Iterator[Terminals]:
+    """Three terminals, in which processes compute with one thread each."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with Terminals(3) as terminals:
+        yield terminals
+    if before is None:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """`cutlayer run` of a defended plan, its ledger and its recording; `cutlayer attack`; what `plan check` says."""
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +17,6 @@ forward = { name = "gaussian", clip = 1.0, sigma = 20.0 }
 party = "hospital-a"
 epsilon = 50.0
 """
-
-
-@pytest.fixture(scope="module")
-def terminals() -> Iterator[Terminals]:
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with Terminals(3) as terminals:
-        yield terminals
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
 
 
 @pytest.fixture(scope="module")

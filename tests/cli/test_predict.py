@@ -1,8 +1,7 @@
 """`cutlayer predict`, after `cutlayer run`: processes over mTLS on loopback, with tables, and every refusal."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,6 @@ Change = Callable[[Path], None]
 def outputs_of(path: Path) -> Tensor:
     found = columns_of(path)
     return torch.tensor([found["output_0"], found["output_1"]], dtype=torch.float64).T
-
-
-@pytest.fixture(scope="module")
-def terminals() -> Iterator[Terminals]:
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with Terminals(3) as terminals:
-        yield terminals
-    if before is None:
-        del os.environ["OMP_NUM_THREADS"]
 
 
 @pytest.fixture(scope="module")

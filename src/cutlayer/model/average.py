@@ -29,10 +29,7 @@ class WeightedSum:
             ValueError: a weight that is not positive and finite, a tensor of whole numbers, or one of another shape
                 or dtype than before; nothing was added.
         """
-        if not 0 < weight < math.inf:
-            raise ValueError(f"the weight {weight} is not a positive, finite number")
-        for name, tensor in tensors.items():
-            self._check(name, tensor)
+        check_added(tensors, weight, {name: (total.shape, self._dtypes[name]) for name, total in self._sums.items()})
         self.weight += weight
         for name, tensor in tensors.items():
             self._add(name, tensor.detach(), weight)
@@ -48,12 +45,6 @@ class WeightedSum:
         """The weighted sum of each name, in the dtype it was added in."""
         return {name: (total * self._first.get(name, 1.0)).to(self._dtypes[name]) for name, total in self._sums.items()}
 
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name!r} is {tensor.dtype}, and only floats have a mean")
-        if name in self._sums and (tensor.shape != self._sums[name].shape or tensor.dtype != self._dtypes[name]):
-            raise ValueError(f"{name!r} has another shape or dtype than what was added before it")
-
     def _add(self, name: str, tensor: Tensor, weight: float) -> None:
         if name not in self._sums:
             self._sums[name] = tensor.to(torch.float64, copy=True)
@@ -65,3 +56,17 @@ class WeightedSum:
             total.mul_(self._first.pop(name))
         total.add_(tensor, alpha=weight)
         self._weights[name] += weight
+
+
+def check_added(
+    tensors: Mapping[str, Tensor], weight: float, before: Mapping[str, tuple[torch.Size, torch.dtype]]
+) -> None:  # fmt: skip
+    """Raises `ValueError`: a weight that is not positive and finite, a tensor of whole numbers, or one of another
+    shape or dtype than what was added `before` under its name."""
+    if not 0 < weight < math.inf:
+        raise ValueError(f"the weight {weight} is not a positive, finite number")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name!r} is {tensor.dtype}, and only floats have a mean")
+        if before.get(name, (tensor.shape, tensor.dtype)) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"{name!r} has another shape or dtype than what was added before it")

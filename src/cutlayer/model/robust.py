@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import PlanError
-from cutlayer.model.average import WeightedSum
+from cutlayer.model.average import WeightedSum, check_added
 from cutlayer.plan.terms import Method
 
 Shares = Sequence[Tensor]
@@ -48,10 +48,7 @@ class RobustMean:
             ValueError: a weight that is not positive and finite, a tensor of whole numbers, or one of another shape
                 or dtype than before; nothing was added.
         """
-        if not 0 < weight < math.inf:
-            raise ValueError(f"the weight {weight} is not a positive, finite number")
-        for name, tensor in tensors.items():
-            self._check(name, tensor)
+        check_added(tensors, weight, {n: (added[0][0].shape, added[0][0].dtype) for n, added in self._shares.items()})
         for name, tensor in tensors.items():
             self._shares.setdefault(name, []).append((tensor.detach().clone(), weight))
 
@@ -62,14 +59,6 @@ class RobustMean:
     def _mean(self, added: Sequence[tuple[Tensor, float]]) -> Tensor:
         shares = [tensor.to(torch.float64) for tensor, _ in added]
         return self._centre(shares, [weight for _, weight in added]).to(added[0][0].dtype)
-
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name!r} is {tensor.dtype}, and only floats have a mean")
-        if name in self._shares:
-            like = self._shares[name][0][0]
-            if tensor.shape != like.shape or tensor.dtype != like.dtype:
-                raise ValueError(f"{name!r} has another shape or dtype than what was added before it")
 
 
 def median(shares: Shares, weights: Sequence[float] = ()) -> Tensor:
