@@ -3,7 +3,7 @@
     scripts/mutate [WORDS]      all mutations of mutations.toml, or those whose name has these words
 
 Each runs in a copy of the source of its own, `--jobs` at a time. A mutation is killed if its tests fail (are not merely
-unable to run) within 15 s of processor time; first they must pass on the code as it is.
+unable to run) within 30 s of processor time; first they must pass on the code as it is.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutations.toml")
-LIMIT_S = 15.0
+LIMIT_S = 30.0
 """Of processor time, for the tests of one mutation."""
 PATIENCE_S = 300.0
 """On the clock: the machine may do other things."""
