@@ -81,5 +81,6 @@ def connect(listen: Callable[..., Listener], kit: Path) -> Iterator[Connect]:
 
 @pytest.fixture
 def helpers() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as executor:
-        yield executor
+    executor = ThreadPoolExecutor(8)
+    yield executor
+    executor.shutdown(wait=False, cancel_futures=True)  # what a failed test left waiting ends as its links are closed
