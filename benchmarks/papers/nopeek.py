@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=10_000, help="to test on (default: 10000)")
     parser.add_argument("--rounds", type=int, default=10, help="passes over them (default: 10)")
     parser.add_argument("--lr", type=float, default=0.1, help="(default: 0.1)")
-    parser.add_argument(
-        "--weights", type=float, nargs="+", default=list(PUBLISHED), help="(default: 0 .2 .5)"
-    )
+    parser.add_argument("--weights", type=float, nargs="+", default=list(PUBLISHED), help="(default: 0 .2 .5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
     if not args.data.exists():
@@ -104,7 +102,7 @@ def measured(weight: float, train: TensorDataset, test: TensorDataset, *, rounds
     bottom, top = model[: int(CUT) + 1], model[int(CUT) + 1 :]
     generator = noise.generator_of(b"laplace noise on the test rows..")
     right, leaks, correlations = 0, [], []
-    for x, y in zip(*(column.split(BATCH) for column in test.tensors), strict=True):
+    for x, y in zip(*(torch.split(column, BATCH) for column in test.tensors), strict=True):
         with torch.no_grad():
             z = bottom(x)
             right += int((top(z + noise.laplace(z.shape, generator).to(z)).argmax(1) == y).sum())

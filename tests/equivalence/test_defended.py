@@ -72,8 +72,16 @@ def assert_equal_weights(result: Result, model: nn.Module) -> None:
         torch.testing.assert_close(weights(result)[name], tensor, rtol=0, atol=1e-12)
 
 
+def descend(module: nn.Module) -> None:
+    """A step of plain SGD."""
+    for parameter in module.parameters():
+        assert parameter.grad is not None
+        parameter.data -= LR * parameter.grad
+
+
 def clipped(z: Tensor) -> Tensor:
-    return z * (CLIP / z.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    factor: Tensor = (CLIP / torch.linalg.vector_norm(z, dim=1, keepdim=True)).clamp(max=1.0)
+    return z * factor
 
 
 def test_noise_at_the_cut_equals_a_noisy_layer_of_the_uncut_model() -> None:
@@ -86,9 +94,8 @@ def test_noise_at_the_cut_equals_a_noisy_layer_of_the_uncut_model() -> None:
         safe = clipped(bottom(x))
         noises.append(released - safe.detach())
         model.zero_grad()
-        F.cross_entropy(top(safe + noises[-1]), y).backward()
-        for parameter in model.parameters():
-            parameter.data -= LR * parameter.grad
+        torch.autograd.backward(F.cross_entropy(top(safe + noises[-1]), y))
+        descend(model)
     assert_equal_weights(result, model)
     assert torch.cat(noises).std().item() == pytest.approx(SIGMA, rel=0.15)
 
@@ -100,15 +107,15 @@ def test_nopeek_equals_the_uncut_model_with_the_term_in_its_loss() -> None:
     for x, y in batches():
         model.zero_grad()
         z = model[:4](x)
-        (F.cross_entropy(model[4:](z), y) + alpha * distance_correlation(x, z)).backward()
-        for parameter in model.parameters():
-            parameter.data -= LR * parameter.grad
+        torch.autograd.backward(F.cross_entropy(model[4:](z), y) + alpha * distance_correlation(x, z))
+        descend(model)
     assert_equal_weights(result, model)
 
 
 def test_a_defended_gradient_is_all_that_the_bottom_learns_from() -> None:
     def binary() -> nn.Sequential:
-        return nn.Sequential(*network()[:4], nn.Linear(6, 1).double(), nn.Flatten(0))
+        bottom = [*network()[:4].children()]
+        return nn.Sequential(*bottom, nn.Linear(6, 1).double(), nn.Flatten(0))
 
     x, _ = rows().tensors
     data = TensorDataset(x, (x[:, 0] > 0).double())
@@ -122,9 +129,8 @@ def test_a_defended_gradient_is_all_that_the_bottom_learns_from() -> None:
     )
     for (x, _), gradient in zip(batches(), tap.tensors("backward"), strict=True):
         model.zero_grad()
-        model[:4](x).backward(gradient / BATCH)
-        for parameter in model[:4].parameters():
-            parameter.data -= LR * parameter.grad
+        torch.autograd.backward(model[:4](x), gradient / BATCH)
+        descend(model[:4])
     for name, tensor in model[:4].state_dict().items():
         torch.testing.assert_close(weights(result)[name], tensor, rtol=0, atol=1e-12)
 
@@ -205,11 +211,10 @@ def test_dp_sgd_without_noise_equals_clipping_one_row_at_a_time() -> None:
             norm = torch.cat([each.flatten() for each in own]).norm()
             for total, each in zip(summed, own, strict=True):
                 total += each * min(1.0, clip / (norm.item() + 1e-6))
-        F.cross_entropy(model(x), y).backward()
+        torch.autograd.backward(F.cross_entropy(model(x), y))
         for parameter, total in zip(model[:4].parameters(), summed, strict=True):
             parameter.grad = total / BATCH
-        for parameter in model.parameters():
-            parameter.data -= LR * parameter.grad
+        descend(model)
     assert_equal_weights(result, model)
 
 

@@ -57,6 +57,8 @@ def test_a_recording_is_what_crossed_beside_the_rows_that_it_was_made_of() -> No
     x, y = data.tensors
     assert len(traffic) == ROWS * 0.8
     assert traffic.rows is not None
+    assert traffic.inputs is not None
+    assert traffic.labels is not None
     assert torch.equal(traffic.inputs, x[traffic.rows])
     assert torch.equal(traffic.labels, y[traffic.rows])
     torch.testing.assert_close(traffic.activations, network()[:2](x[traffic.rows]).detach())
@@ -71,7 +73,10 @@ def test_a_recording_comes_back_from_its_file_and_is_for_its_owner_alone(tmp_pat
     paths = {path.name: path for path in recorder.save(tmp_path / "kept")}
     path = paths["a-on-bottom-to-top.safetensors"]
     assert path.stat().st_mode & 0o077 == 0
-    assert torch.equal(Traffic.load(path).activations, recorder.traffic["a", "bottom->top"].activations)
+    kept, known = (each.activations for each in (Traffic.load(path), recorder.traffic["a", "bottom->top"]))
+    assert kept is not None
+    assert known is not None
+    assert torch.equal(kept, known)
     assert len(Traffic.load(path)) == 60
     path.write_bytes(b"no recording")
     with pytest.raises(DataError, match="record the run anew"):
