@@ -21,12 +21,15 @@ COLUMNS, CUT, CLASSES, BATCH, SCORED = 6, 4, 3, 64, 200
 
 
 def rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Columns that are mixtures of three sources, one a class, and the classes."""
+    """Columns that are mixtures of three sources, each skewed in a way of its own, and which source is the largest.
+
+    Who sees only how features are spread could not tell sources apart that are spread alike, or evenly to both sides.
+    """
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [-1.0, -1.0, 2.0]])
-    mixing = torch.randn(3, COLUMNS, generator=torch.Generator().manual_seed(99))
-    labels = torch.randint(CLASSES, (count,), generator=generator)
-    return (centres[labels] + 0.4 * torch.rand(count, 3, generator=generator)) @ mixing, labels
+    even = torch.rand(count, 3, generator=generator)
+    sources = torch.stack((-even[:, 0].log(), even[:, 1] ** 2 * 2, 1.5 * even[:, 2] ** 0.5), 1)
+    mixing = torch.rand(3, COLUMNS, generator=torch.Generator().manual_seed(99))
+    return sources @ mixing, sources.argmax(1)
 
 
 def known(count: int = 600, bottom: Callable[[], nn.Module] | None = None) -> Knowledge:
@@ -39,6 +42,15 @@ def linear() -> nn.Module:
 
 def with_relu() -> nn.Module:
     return nn.Sequential(nn.Linear(COLUMNS, 16), nn.ReLU(), nn.Linear(16, CUT), nn.ReLU())
+
+
+def as_many_as_classes() -> nn.Module:
+    return nn.Linear(COLUMNS, CLASSES)
+
+
+def pins() -> nn.Module:
+    """A top of which only one client's features give the right answers: it can be inverted."""
+    return nn.Linear(CLASSES, CLASSES)
 
 
 def drops() -> nn.Module:
@@ -61,10 +73,18 @@ class Ran:
     traffic: Traffic
 
 
-def run(insider: Insider | None, *, steps: int, build: Callable[[], nn.Module] = linear, knowledge: Knowledge) -> Ran:
+def run(
+    insider: Insider | None,
+    *,
+    steps: int,
+    knowledge: Knowledge,
+    build: Callable[[], nn.Module] = linear,
+    build_top: Callable[[], nn.Module] = drops,
+    lr: float = 1e-3,
+) -> Ran:
     """The client learns by Adam from what it is told; an honest server by the labels. Global draws begin alike."""
-    client, top, (x, y) = made(build, 0), made(drops, 1), rows(600, 1)
-    adams = [torch.optim.Adam(module.parameters(), lr=1e-3) for module in (client, top)]
+    client, top, (x, y) = made(build, 0), made(build_top, 1), rows(600, 1)
+    adams = [torch.optim.Adam(module.parameters(), lr=lr) for module in (client, top)]
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(7)
     for step in range(steps):
@@ -88,7 +108,7 @@ def _gradient(insider: Insider | None, z: Tensor, labels: Tensor, top: nn.Module
     if isinstance(insider, Fsha):
         return insider.answer(z, labels)
     z = z.requires_grad_()
-    F.cross_entropy(top(z), labels, reduction="sum").backward()
+    torch.autograd.backward(F.cross_entropy(top(z), labels, reduction="sum"))
     if isinstance(insider, Pcat | Sdar):
         insider.watch(z.detach(), labels, top)
     assert z.grad is not None

@@ -18,23 +18,31 @@ CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
-    """Inputs as networks like them: (inputs - `centre`) / `spread`. Those rebuilt lie within `low` and `high`."""
+    """Inputs as networks rebuild them: (inputs - `centre`) / `spread`, which lie within `low` and `high` before that.
+
+    `shift`: what is added to them before an encoder takes them, so that their mean is not 0. A client's segment then
+    learns by the mean which way is up; without, it may end up with the negatives of the attacker's features.
+    """
 
     centre: Tensor
     spread: Tensor
+    shift: Tensor
     low: float
     high: float
 
     @classmethod
     def of(cls, inputs: Tensor, pixels: tuple[float, float]) -> "Scaling":
         """By the mean row, and columns by their deviations, images by half their range: wider than told where it is."""
+        mean = inputs.mean(0)
         if inputs.dim() == 2:
             spread = inputs.std(0, correction=0)
             spread = torch.where(spread > 0, spread, 1.0)
-            return cls(centre=inputs.mean(0), spread=spread, low=float("-inf"), high=float("inf"))
+            shift = (mean / spread).clamp(-1, 1)
+            return cls(centre=mean, spread=spread, shift=shift, low=float("-inf"), high=float("inf"))
         low, high = min(pixels[0], float(inputs.min())), max(pixels[1], float(inputs.max()))
         half = (high - low) / 2 or 1.0
-        return cls(centre=inputs.mean(0), spread=torch.tensor(half, device=inputs.device), low=low, high=high)
+        spread, shift = torch.tensor(half, device=inputs.device), (mean - (low + high) / 2) / half
+        return cls(centre=mean, spread=spread, shift=shift, low=low, high=high)
 
     def narrowed(self, inputs: Tensor) -> Tensor:
         return (inputs - self.centre) / self.spread
@@ -89,9 +97,13 @@ class Examples:
                 places = torch.where(labels == label, own[chosen], places)
         return places
 
-    def raw(self, places: Tensor) -> Tensor:
-        """Rows as the owner's segment takes them."""
-        return self.scaling.widened(self.rows[places])
+    def encoded(self, places: Tensor) -> Tensor:
+        """Rows as an encoder of the attacker's takes them."""
+        return self.rows[places] + self.scaling.shift
+
+    def simulated(self, places: Tensor) -> Tensor:
+        """Rows as what stands for the client's segment takes them: as the owner's are, where it is of its kind."""
+        return self.encoded(places) if self.knowledge.bottom is None else self.scaling.widened(self.rows[places])
 
     def score(
         self,

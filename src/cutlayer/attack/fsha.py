@@ -84,14 +84,14 @@ class Fsha:
     def answer(self, activations: Tensor, labels: Tensor | None) -> Tensor:
         begun = self._now()
         z = activations.detach().float().requires_grad_()
-        x_own = begun.examples.rows[begun.examples.drawn(len(z), begun.generator)]
-        z_own = begun.pilot(x_own)
+        places = begun.examples.drawn(len(z), begun.generator)
+        z_own = begun.pilot(begun.examples.encoded(places))
         # The client lowers what D raises: section 3.2, with Wasserstein's loss in the place of equation 3, as the
         # authors' code has it. Its own loss is a sum over the mini-batch.
         (told,) = torch.autograd.grad(begun.critic.network(z).sum(), z)
         for _ in range(self.critic_steps):
             self._judge(begun, z.detach(), z_own.detach())
-        begun.both.step(begun.both.gradients(F.mse_loss(begun.inverse(z_own), x_own)))
+        begun.both.step(begun.both.gradients(F.mse_loss(begun.inverse(z_own), begun.examples.rows[places])))
         return told.to(activations.dtype)
 
     def _judge(self, begun: _Begun, z: Tensor, z_own: Tensor) -> None:

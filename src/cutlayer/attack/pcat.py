@@ -92,7 +92,7 @@ class Pcat:
             places = own.alike(labels.flatten(), begun.generator)
         else:
             places = own.drawn(count, begun.generator)
-        z_own = begun.client.network(own.raw(places))
+        z_own = begun.client.network(own.simulated(places))
         task = task_loss(top(z_own), own.labelled(self.word)[places], own.knowledge.classes)
         rebuilding = F.mse_loss(begun.inverse.network(z_own.detach()), own.rows[places])
         begun.client.step(begun.client.gradients(task))

@@ -110,7 +110,7 @@ class Sdar:
         own, judge = begun.examples, begun.client_critic.network
         z, y = seen
         y_own = own.labelled(self.word)[places]
-        z_own = begun.client.network(own.raw(places))
+        z_own = begun.client.network(own.simulated(places))
         d_own, d_client = judge(z_own, y_own), judge(z, y)
         loss = task_loss(top(z_own), y_own, own.knowledge.classes) + self.client_weight * _taken(d_own, for_real=True)
         for_client = begun.client.gradients(loss, keep=True)
@@ -124,7 +124,7 @@ class Sdar:
         z, y = seen
         x_own, y_own = own.rows[places], own.labelled(self.word)[places]
         with torch.no_grad():
-            z_own = begun.client.network(own.raw(places))
+            z_own = begun.client.network(own.simulated(places))
         made = inverse(z, y)
         d_made = judge(made, y)
         loss = F.mse_loss(inverse(z_own, y_own), x_own) + self.decoder_weight * _taken(d_made, for_real=True)
