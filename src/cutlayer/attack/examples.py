@@ -18,7 +18,7 @@ CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
-    """Inputs as networks rebuild them: (inputs - `centre`) / `spread`, which lie within `low` and `high` before that.
+    """Inputs as networks rebuild them: (inputs - `centre`) / `spread`; those rebuilt are kept within `low` and `high`.
 
     `shift`: what is added to them before an encoder takes them, so that their mean is not 0. A client's segment then
     learns by the mean which way is up; without, it may end up with the negatives of the attacker's features.
@@ -27,22 +27,24 @@ class Scaling:
     centre: Tensor
     spread: Tensor
     shift: Tensor
-    low: float
-    high: float
+    low: Tensor
+    high: Tensor
 
     @classmethod
     def of(cls, inputs: Tensor, pixels: tuple[float, float]) -> "Scaling":
-        """By the mean row, and columns by their deviations, images by half their range: wider than told where it is."""
+        """Of columns by their means, deviations and ranges; of images by the mean image and the pixels' range.
+
+        That is wider than `pixels` where they are.
+        """
         mean = inputs.mean(0)
         if inputs.dim() == 2:
             spread = inputs.std(0, correction=0)
             spread = torch.where(spread > 0, spread, 1.0)
             shift = (mean / spread).clamp(-1, 1)
-            return cls(centre=mean, spread=spread, shift=shift, low=float("-inf"), high=float("inf"))
-        low, high = min(pixels[0], float(inputs.min())), max(pixels[1], float(inputs.max()))
-        half = (high - low) / 2 or 1.0
-        spread, shift = torch.tensor(half, device=inputs.device), (mean - (low + high) / 2) / half
-        return cls(centre=mean, spread=spread, shift=shift, low=low, high=high)
+            return cls(centre=mean, spread=spread, shift=shift, low=inputs.amin(0), high=inputs.amax(0))
+        low, high = inputs.min().clamp(max=pixels[0]), inputs.max().clamp(min=pixels[1])
+        spread = (high - low) / 2 if high > low else torch.ones_like(high)
+        return cls(centre=mean, spread=spread, shift=(mean - (low + high) / 2) / spread, low=low, high=high)
 
     def narrowed(self, inputs: Tensor) -> Tensor:
         return (inputs - self.centre) / self.spread
