@@ -16,7 +16,8 @@ six, and larger learning rates: 0.3 s.
 
 FILE has `x_train y_train x_test y_test`, uint8 images. In DIR the run is kept every 100 iterations (`fsha.safetensors`)
 and goes on from there. `quick` is another case: level 1 on images of 16 by 16, its pixels' error after 900 iterations
-less than half of the mean image's; it takes a minute or two on one core.
+0.45 to 0.6 of the mean image's (it plays a game, and another processor's rounding is enough for another end); it takes
+a minute or two on one core, and fails above QUICK_MOST.
 """
 
 import argparse
@@ -42,6 +43,8 @@ PUBLISHED = {500: 0.1511, 1000: 0.1102, 5000: 0.0320, 9500: 0.0193}
 BATCH = 64
 SCORED = 32
 """Mini-batches whose rows are scored, the last before a mark."""
+QUICK_MOST = 0.75
+"""Of the mean image's error, that the quick case has at its end; honest gradients leave 1 or more."""
 KEPT_EVERY = 100
 SEED = 1
 PIXELS = (-1.0, 1.0)
@@ -213,7 +216,7 @@ def main() -> int:
         )
         sys.stdout.flush()
     if chosen.case == "quick" and run.iteration >= case.marks[-1]:
-        assert error < guess / 2, "the attack rebuilds images no better than half of the mean image's error"
+        assert error < QUICK_MOST * guess, f"the attack's error is more than {QUICK_MOST:.0%} of the mean image's"
     return 0
 
 

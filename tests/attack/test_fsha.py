@@ -135,7 +135,7 @@ def test_rebuilt_pixels_never_leave_their_range(row: tuple[int, ...]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_images_of_mnist_are_rebuilt_with_half_the_error_of_the_mean_image() -> None:
+def test_images_of_mnist_are_rebuilt_with_less_error_than_the_mean_image_has() -> None:
     named = Path(os.environ.get("CUTLAYER_DATA", REPOSITORY / "../shared/data/mnist.npz"))
     if not named.is_file():
         pytest.skip("no MNIST: name a file in CUTLAYER_DATA")
