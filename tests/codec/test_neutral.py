@@ -132,6 +132,12 @@ def test_feature_dropout_sends_whole_columns_and_its_factors_come_back_with_the_
     assert torch.allclose(factor, factor[0].expand_as(factor))
     assert int((factor[0] != 0).sum()) == 5
     assert torch.allclose(codec.correct(torch.ones_like(x), encoded.kept), factor)
+    for packed in ([], [stage("zstd")]):
+        chain = build([stage("feature_dropout", share=0.25), *packed])
+        crossed = chain.crossed(chain.encode(x, 2).payload, shape_of(x))
+        assert crossed is not None
+        assert crossed.tolist() == factor[0].flatten().nonzero()[:, 0].tolist()
+    assert build([stage("topk", share=0.25)]).crossed(encoded.payload, shape_of(x)) is None
 
 
 def test_adaptive_gives_more_bits_to_features_that_vary_more() -> None:

@@ -15,6 +15,7 @@ from cutlayer.plan.terms import CodecTerms, Method
 from cutlayer.simulation import simulate_plan
 from equivalence.longhand import SECRETS
 from equivalence.longhand_topologies import assert_same_bits
+from equivalence.test_schedules import sweep
 from party.test_party import looped
 
 ROWS, BATCH = 20, 8
@@ -49,6 +50,7 @@ LOSSY = {
     "int8": both("int8"),
     "topk, int8, zstd": both(topk(0.25), "int8", "zstd"),
     "random_topk": both(Method(name="random_topk", options={"share": 0.25})),
+    "feature_dropout, int8": both(Method(name="feature_dropout", options={"share": 0.5}), "int8"),
     "feedback by channel": both(topk(0.25), forward_feedback="channel", backward_feedback="channel"),
     "feedback by sample": both(topk(0.25), forward_feedback="sample"),
 }
@@ -63,8 +65,7 @@ def test_a_neutral_codec_changes_no_bit(neutral: Method | str, topology: str) ->
         assert all(torch.equal(coded.weights_of(name)[key], value) for key, value in plain.weights_of(name).items())
 
 
-@pytest.mark.parametrize("schedule", ["alternating", "parallel", "splitfed_v1"])
-@pytest.mark.parametrize("name", LOSSY)
+@sweep("name, schedule", LOSSY, ["alternating", "parallel", "splitfed_v1"], share=2)
 def test_a_lossy_codec_gives_the_same_bits_in_every_order_of_delivery(name: str, schedule: str) -> None:
     topology, sums = "u_shaped" if "channel" in name else "vanilla", schedule != "alternating"
     result = run(LOSSY[name], schedule=schedule, topology=topology, aggregator_sees_weights=sums)
@@ -111,6 +112,36 @@ def test_int8_is_what_the_top_gets_and_the_bottom_gets_back() -> None:
             parameter.sub_(0.1 * parameter.grad / 8)
     for one, other in zip(found.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+DROPPED = (Method(name="feature_dropout", options={"share": 0.25}),)
+
+
+def sent_back(*backward: str, micro_batches: int = 1, schedule: str = "alternating", **terms: Any) -> Any:
+    """A run after feature dropout; and how many bytes of gradients a row got."""
+    codec = CodecTerms(forward=DROPPED, backward=tuple(Method(name=each) for each in backward), **terms)
+    result = run(codec, micro_batches=micro_batches, schedule=schedule, aggregator_sees_weights=schedule == "parallel")
+    crossing = result.meters["a"].crossings["server", "bottom->top", "backward", False, "train"]
+    return result, crossing.payload_bytes / crossing.rows
+
+
+@pytest.mark.parametrize("schedule", ["alternating", "parallel"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("backward", [("raw",), ("zstd",)])
+def test_gradients_without_the_features_that_did_not_cross_change_no_bit(
+    backward: tuple[str, ...], micro_batches: int, schedule: str
+) -> None:
+    whole, whole_bytes = sent_back(micro_batches=micro_batches, schedule=schedule)
+    part, part_bytes = sent_back(*backward, micro_batches=micro_batches, schedule=schedule)
+    assert whole_bytes == 24 * 4
+    assert part_bytes <= 6 * 4 + 1
+    for name in whole.parties:
+        assert all(torch.equal(part.weights_of(name)[key], value) for key, value in whole.weights_of(name).items())
+
+
+def test_with_feedback_on_the_way_back_all_features_are_there() -> None:
+    _, nbytes = sent_back("int8", backward_feedback="channel")
+    assert nbytes >= 24
 
 
 def through(codec: Any, tensor: Tensor) -> Tensor:

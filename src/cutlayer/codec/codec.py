@@ -63,6 +63,12 @@ class Codec(Protocol):
         """
         ...
 
+    def crossed(self, payload: Tensor, shape: TensorShape) -> Tensor | None:
+        """The places of the features that crossed, rising, where the others need no gradient: int64, counted over all
+        dimensions but the first. None where all need one. Raises `CodecError` as `decode` does.
+        """
+        return None
+
     def correct(self, gradient: Tensor, kept: Any) -> Tensor:
         """The gradient that came back for what was sent, corrected for what encoding did to it; by default as it is."""
         return gradient

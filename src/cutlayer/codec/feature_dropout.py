@@ -2,7 +2,8 @@
 
 A feature j is sent with probability 1 - p_j and then divided by it, so that the mean is right; features that vary more
 between the rows are more likely. The number that crosses is fixed: they are drawn by systematic sampling, which keeps
-the probabilities (Madow 1949). The gradient that comes back gets the same factors, as the derivative has it.
+the probabilities (Madow 1949). The gradient that comes back gets the same factors, as the derivative has it, so that
+it need not have the features that did not cross.
 Source: Oh et al. 2023, SplitFC (arXiv 2307.10805), section IV. Size: the sent columns as the inner codec has them, and
 their places. Error: max|x_j| of the features left out, and max|x_j|·p_j/(1 - p_j) with the inner codec's of those sent.
 """
@@ -95,10 +96,14 @@ class FeatureDropout(Codec):
         sent = self.inner.decode(payload[cut:], self._sent(shape))
         if not self.lossless and not finite(sent):
             raise CodecError(f"{self.name}: a payload has NaN or infinite values")
-        if k == n:
+        places = self.crossed(payload, shape)
+        if places is None:
             return sent.view(shape.shape)
-        places = unpack_places(payload[:cut], 1, k, n)[0]
         return torch.zeros(rows, n, dtype=sent.dtype).index_copy_(1, places, sent).view(shape.shape)
+
+    def crossed(self, payload: Tensor, shape: TensorShape) -> Tensor | None:
+        _, k, n = self._size(shape)
+        return None if k == n else unpack_places(payload[: place_bytes(1, k, n)], 1, k, n)[0]
 
     def correct(self, gradient: Tensor, kept: Any) -> Tensor:
         if kept is None:

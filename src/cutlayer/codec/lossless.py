@@ -52,6 +52,9 @@ class Packer(Codec):
     def decode(self, payload: Tensor, shape: TensorShape) -> Tensor:
         return self.inner.decode(self._restored(payload, shape), shape)
 
+    def crossed(self, payload: Tensor, shape: TensorShape) -> Tensor | None:
+        return self.inner.crossed(self._restored(payload, shape), shape)
+
     def correct(self, gradient: Tensor, kept: Any) -> Tensor:
         return self.inner.correct(gradient, kept)
 

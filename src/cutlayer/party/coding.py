@@ -1,5 +1,6 @@
 """Tensors that cross, encoded and decoded as the plan says for each edge and way."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from cutlayer.party.received import Undecoded
 from cutlayer.party.recent import Recent
 from cutlayer.plan.plan import Cutting, Plan
 from cutlayer.plan.streams import stream_seed
-from cutlayer.plan.tensors import most_coded_bytes
+from cutlayer.plan.tensors import TensorShape, most_coded_bytes
 from cutlayer.plan.terms import WAYS, Way
 from cutlayer.protocol.events import Run
 from cutlayer.protocol.messages import Backward, Forward, Ticket
@@ -47,6 +48,8 @@ class Coding:
         most = 2 * plan.terms.limits.live_tickets
         self._kept: Recent[tuple[str, Ticket], list[Any]] = Recent(most)
         """What `correct` needs, of activations whose gradients have not come."""
+        self._crossed: Recent[tuple[str, Ticket], list[Tensor | None]] = Recent(most)
+        """Which features of activations crossed, of those whose gradients have not: of others there is none."""
         self._rows: Recent[Ticket, Tensor] = Recent(most)
         self._by_sample = any(plan.coding(edge).feedback(way) == "sample" for edge, way in self._codecs)
 
@@ -67,10 +70,15 @@ class Coding:
         codec = self._codecs.get(_place(message))
         if codec is None or not tensors:
             return message, [raw.encode(tensor) for tensor in tensors]
+        tensors = [
+            tensor if places is None else tensor.reshape(len(tensor), -1).index_select(1, places.to(tensor.device))
+            for tensor, places in zip(tensors, self._narrowed(message, len(tensors)), strict=True)
+        ]
         encoded = [self._encode(codec, message, at, tensor) for at, tensor in enumerate(tensors)]
         kept = [each.kept for each in encoded]
         if isinstance(message, Forward) and message.ticket.purpose == "train" and any(k is not None for k in kept):
             self._kept[message.edge, message.ticket] = kept
+        self._note_crossed(message, codec, [each.payload for each in encoded], message.tensors)
         payload = [each.payload.numpy().data for each in encoded]
         return replace(message, sizes=tuple(view.nbytes for view in payload)), payload
 
@@ -99,12 +107,34 @@ class Coding:
         if message is None or (codec := self._codecs.get(_place(message))) is None or not value.shapes:
             return value.decode(device, largest_rms)
         try:
-            tensors = [codec.decode(_bytes(view), shape) for view, shape in zip(value.views, value.shapes, strict=True)]
+            parts, narrowed = [*map(_bytes, value.views)], self._narrowed(message, len(value.shapes))
+            tensors = [_decoded(codec, *each) for each in zip(parts, value.shapes, narrowed, strict=True)]
+            self._note_crossed(message, codec, parts, value.shapes)
         except CodecError as error:
             where = f"{message.edge} for {message.ticket}"
             raise RemoteProtocolError("wrong-payload", value.peer, f"on {where}: {error}") from error
         value.check(tensors, largest_rms)
         return tuple(tensor.to(device) for tensor in tensors)
+
+    def _note_crossed(
+        self, message: Forward | Backward, codec: Codec, payloads: Sequence[Tensor], shapes: Sequence[TensorShape]
+    ) -> None:
+        """Both ends note which features of an activation crossed, where its gradient is encoded without the others.
+
+        With feedback what is left out is remembered position by position, so all of them are there.
+        """
+        edge, ticket = message.edge, message.ticket
+        if not isinstance(message, Forward) or ticket.purpose != "train" or (edge, "backward") not in self._codecs:
+            return
+        crossed = [codec.crossed(payload, shape) for payload, shape in zip(payloads, shapes, strict=True)]
+        if any(places is not None for places in crossed) and not self._plan.coding(edge).feedback("backward"):
+            specs = self._plan.contents.of(ticket.owner).edges[edge]
+            self._crossed[edge, ticket] = [p for p, spec in zip(crossed, specs, strict=True) if spec.differentiable]
+
+    def _narrowed(self, message: Forward | Backward, count: int) -> list[Tensor | None]:
+        """Of each tensor of a gradient, the places of the features that it has; None where it has all."""
+        known = self._crossed.pop((message.edge, message.ticket)) if isinstance(message, Backward) else None
+        return known or [None] * count
 
     def correct(self, value: Undecoded, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Gradients that came back, corrected for what encoding did to the activations that they answer."""
@@ -134,12 +164,22 @@ class Coding:
         """Remember what a save remembered, and nothing else."""
         self._feedback.clear()
         self._kept.clear()
+        self._crossed.clear()
         parts: defaultdict[tuple[str, str, str, str], dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in state.tensors.items() if state else ():
             edge, way, owner, at, name = key.split("|")
             parts[edge, way, owner, at][name] = tensor
         for (edge, way, owner, at), tensors in parts.items():
             self._memory(edge, "forward" if way == "forward" else "backward", owner, int(at)).load(tensors)
+
+
+def _decoded(codec: Codec, payload: Tensor, shape: TensorShape, places: Tensor | None) -> Tensor:
+    """A tensor of this shape, of whose features only those at `places` crossed: the others are 0."""
+    if places is None:
+        return codec.decode(payload, shape)
+    part = codec.decode(payload, TensorShape(shape.dtype, (shape.shape[0], len(places))))
+    features = math.prod(shape.shape[1:])
+    return part.new_zeros(shape.shape[0], features).index_copy_(1, places, part).view(shape.shape)
 
 
 def _bytes(view: memoryview) -> Tensor:
