@@ -14,10 +14,10 @@ from typing import Literal
 Kind = Literal["kill", "stop", "drop", "delay", "duplicate", "reorder", "corrupt", "truncate"]
 TICKET = ("load", "forward", "backward", "step")
 """What a party does to a ticket; a step ends some."""
-SAVE = ("copy", "write", "written", "commit", "committed", "remove", "finish", "finished", "hello", "restore")
+SAVE = ("copy", "write", "written", "commit", "committed", "remove", "finish", "finished", "hello", "restore", "opened")
 """Stages of a save: its replicas are copied, its manifest gets its name, it is written, its mark gets its name, it
 holds, a file of an older one is removed; the whole run is over, that is written; and of joining: the first word, the
-save is taken up."""
+save is taken up; and of sums under masks: that one is opened is written, its key has not left."""
 FRAME = "frame"
 LINK_KINDS: tuple[Kind, ...] = ("drop", "delay", "duplicate", "reorder", "corrupt", "truncate")
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cutlayer.party.checkpoint import Checkpoints
+from cutlayer.party.openings import Openings
 from cutlayer.party.party import Party
 from cutlayer.party.place import Folder
 from cutlayer.party.saver import Saver
@@ -63,6 +64,7 @@ def apply(strikes: Strikes) -> None:
     _after(Checkpoints, "mark", "committed", strikes)
     _before(Folder, "remove", lambda *_: "remove", strikes)
     _after(Saver, "finish", "finished", strikes)
+    _after(Openings, "bind", "opened", strikes)
     _on_frames(strikes)
 
 

@@ -21,6 +21,8 @@ V1: dict[str, Any] = {"schedule": "splitfed_v1", "straddling": True}
 V2: dict[str, Any] = {"schedule": "splitfed_v2"}
 """0 b trains, 1 b shares weights, 2 a trains, 3 a shares weights, 4 both take the mean, 5 both evaluate."""
 V2_TOGETHER: dict[str, Any] = V2 | {"sees_weights": True}
+MASKED: dict[str, Any] = V2_TOGETHER | {"secure_aggregation": True, "quorum": 1}
+"""As V2; at 4 the lab calls for the keys of masks, both give them, and both take the mean."""
 JOINT_ROWS = 8.0
 """In the first step of joined batches."""
 
@@ -154,6 +156,30 @@ TAKEN = {
     ),
     "a client is sent a mean twice": at(A, MEAN, taken(A, TOGETHER)),
 }
+
+
+def called(party: str) -> Scene:
+    """The party has just been asked for the key of its mask, and given it."""
+    return until(lambda wire: _states(wire, party) >= 2, **MASKED)
+
+
+MASKS = {
+    "a key before it was called for": at_lab(state(4, "unmask", A, LAB), sent(A, MASKED)),
+    "a key of nobody's": at_lab(state(4, "unmask", SUMS, LAB), called(A)),
+    "a key for another": at_lab(state(4, "unmask", B, LAB), called(A)),
+    "a key that is a share": at_lab(state(4, "share", A, LAB), called(A)),
+    "a key with a normaliser": at_lab(state(4, "unmask", A, LAB, 5.0), called(A), rule="wrong-normaliser"),
+    "a call of a client's making": at_lab(state(4, "call", A, LAB), called(A)),
+    "a call to another client": at_lab(state(4, "call", A, B), called(A)),
+    "a client is called twice": at(A, state(4, "call", LAB, A), called(A)),
+    "a client is called before its last turn": at(A, state(4, "call", LAB, A), begun(A, **MASKED)),
+    "a client is sent a key": at(A, state(4, "unmask", LAB, A), called(A)),
+    "a client is sent a mean before it was called": at(A, state(4, "mean", LAB, A), sent(A, MASKED)),
+    "a key to be forwarded twice": at_lab(
+        state(4, "unmask", A, SUMS),
+        until(lambda wire: _states(wire, A) >= 2 and not wire.links[A, LAB], **MASKED | {"sees_weights": False}),
+    ),
+}
 NO_EVALUATION = {A: Rows(8, 0), B: Rows(5, 0)}
 EARLY = {
     "a goodbye before the mean has come": Case(
@@ -166,4 +192,4 @@ EARLY = {
         "early-bye", until(lambda wire: _is_state(wire.links[LAB, SUMS]), rows=NO_EVALUATION, **V2), SUMS, LAB, Bye()
     ),
 }
-CASES_OF_STATES: dict[str, Case] = FORWARDED | SUMMED | TAKEN | EARLY
+CASES_OF_STATES: dict[str, Case] = FORWARDED | SUMMED | TAKEN | MASKS | EARLY

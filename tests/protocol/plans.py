@@ -86,6 +86,7 @@ def make_plan(
     limits: Limits | None = None,
     quorum: Quorum = "all",
     save_every: int = 0,
+    secure_aggregation: bool = False,
     **training: Any,
 ) -> Plan:
     """A plan for `hospital-a` … and `lab`, and `sums` where something of the clients' is summed.
@@ -121,6 +122,7 @@ def make_plan(
         },
         aggregator_sees_weights=sees_weights,
         quorum=quorum,
+        secure_aggregation=secure_aggregation,
         saves=SaveTerms(every_steps=save_every),
         limits=limits or Limits(),
     )

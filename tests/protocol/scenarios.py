@@ -72,6 +72,8 @@ MORE = st.fixed_dictionaries(
         "local_epochs": st.integers(1, 2),
         "seed": st.integers(0, 9),
         "limits": LIMITS,
+        "quorum": st.sampled_from(["all", 1]),
+        "secure_aggregation": st.booleans(),
     },
 ).map(lambda more: more | ({"local_epochs": 1} if "local_steps" in more else {}))
 """Terms that some schedules heed; where they mean nothing they change nothing."""
@@ -114,6 +116,9 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 
 SCENARIOS = scenarios()
 
+MASKED: dict[str, Any] = {"secure_aggregation": True, "quorum": 1}
+"""With own masks, whose keys move, too."""
+
 WAYS: list[tuple[str, str, dict[str, Any]]] = [
     ("alternating", "", {}),
     ("relay", "", {}),
@@ -121,11 +126,15 @@ WAYS: list[tuple[str, str, dict[str, Any]]] = [
     ("parallel", "", {}),
     ("parallel", " summed by the lab", {"sees_weights": True}),
     ("parallel", " of own", {"client_segments": "own"}),
+    ("parallel", " under masks", MASKED | {"local_steps": 1}),
     ("splitfed_v1", "", {}),
     ("splitfed_v1", " summed by the lab", {"sees_weights": True}),
     ("splitfed_v1", " with cuts", {"straddling": True}),
     ("splitfed_v1", " of two", {"clients_per_round": 2, "rounds": 5}),
+    ("splitfed_v1", " under masks", MASKED),
     ("splitfed_v2", "", {}),
+    ("splitfed_v2", " under masks", MASKED),
+    ("splitfed_v2", " under masks, summed by the lab", MASKED | {"sees_weights": True, "clients_per_round": 2}),
     ("splitfed_v2", " summed by the lab", {"sees_weights": True}),
     ("splitfed_v3", "", {}),
     ("splitfed_v3", " of two", {"clients_per_round": 2, "rounds": 5}),

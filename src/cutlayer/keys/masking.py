@@ -5,6 +5,10 @@
     stream(u, v)  = AES-256-CTR under that key from counter 0, read as 64-bit words, little-endian
     mask(u)       = Σ_{v > u} stream(u, v) − Σ_{v < u} stream(u, v)  modulo 2^64, names in alphabetical order
 
+Where a sum may have to be made again without a party, each adds a mask of its own as well (section 4.0.3 there), the
+stream under 32 random bytes, which it tells the aggregator when all shares have come. Until then nobody can read a sum,
+and a sum of fewer parties may take its place.
+
 A key must serve one sum only: two shares under one mask give away their difference. So the context names the plan, the
 run, for which every party draws a nonce anew each time it joins, the place in it, and who takes part with which weight;
 two parties that were told different things have masks that do not cancel.
@@ -70,6 +74,14 @@ def mask(party: str, keys: Mapping[str, bytes], words: int) -> Words:
                 part += stream
             else:
                 part -= stream
+    return total
+
+
+def own_mask(key: bytes, words: int) -> Words:
+    """What a party adds to its words beside the masks that cancel; whoever is told the key can take it off."""
+    total = np.zeros(words, dtype=np.uint64)
+    for place, stream in _streams(key, words):
+        total[place : place + len(stream)] += stream
     return total
 
 

@@ -19,11 +19,13 @@ from cutlayer.party.agreement import Agreement
 from cutlayer.party.guard import Guard
 from cutlayer.party.loop import Loop, ShutDownError
 from cutlayer.party.network import Network, address_of
+from cutlayer.party.openings import Openings
 from cutlayer.party.party import Party
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.saver import Saver
 from cutlayer.party.sealed import Seals
 from cutlayer.party.setting import Setting
+from cutlayer.plan.membership import NEVER
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.events import Event
 from cutlayer.protocol.messages import NONCE_BYTES, Task
@@ -60,6 +62,7 @@ class Maker:
     saver: Saver | None
     post: Callable[[Event], None] | None = None
     ledger: Ledger | None = None
+    openings: Openings | None = None
     taps: Sequence[Tap] = ()
 
     @property
@@ -70,7 +73,8 @@ class Maker:
         """What the party has of the run now."""
         if self.saver is None:
             return Standing(absent=frozenset(self.prediction.absent if self.prediction else ()))
-        return self.saver.standing(again=again, without=without)
+        number, present = self.openings.newest if self.openings else (NEVER, ())
+        return replace(self.saver.standing(again=again, without=without), opened=number, present=present)
 
     def patience_s(self, standing: Standing) -> float:
         """How long it tries to reach the conductor."""
@@ -96,6 +100,7 @@ class Maker:
                 saver=self.saver,
                 post=self.post,
                 ledger=self.ledger,
+                openings=self.openings,
                 taps=self.taps,
             ),
         )

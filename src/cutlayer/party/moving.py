@@ -43,7 +43,7 @@ class Parcel:
 class Mover:
     """Carries out a session's movements at party `name`, on `replicas` that may be shared by a process' parties."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each is another of the party's hands)
         self,
         plan: Plan,
         name: str,
@@ -54,10 +54,12 @@ class Mover:
         steps: Callable[[], int],
         seals: Seals | None,
         loader: Loader | None = None,
+        masked: MaskedSum | None = None,
     ) -> None:
         """`segment`: a replica's segment, at work. `run`: the run's name. `steps`: the most a replica can have taken.
 
         Without `seals` nothing can be sealed. `loader`: whose order of rows others may follow, or that follows theirs.
+        `masked`: its hand at sums under masks, where it is not for the aggregator to see what each client shares.
         """
         self._loader = loader
         self._plan, self._name, self._replicas, self._segment, self._run = plan, name, replicas, segment, run
@@ -68,8 +70,7 @@ class Mover:
         self._elsewhere = plan.straddling if plan.aggregator != plan.first.get("server") else frozenset[str]()
         """What a server's replicas leave to the aggregator."""
         self._sum = averager(plan.terms.training.averaging)
-        self._masked = MaskedSum(plan, name, replicas, run=run, seals=seals) if plan.terms.secure_aggregation else None
-        """Where it is not for the aggregator to see what each client shares."""
+        self._masked = masked
         self._result: dict[str, Tensor] | None = None
 
     def move(self, action: Movement) -> list[Parcel]:
@@ -92,6 +93,8 @@ class Mover:
     def _give(self, give: Give) -> Parcel:
         if give.kind == "order":
             return self._give_order(give)
+        if give.kind in ("call", "unmask"):
+            return self._give_key(give)
         if give.kind == "replica":
             state = _union(
                 without_personal(self._replicas.state(key), self._replicas.pattern(key).personal)
@@ -116,6 +119,12 @@ class Mover:
         self._loader.follow(self._loader.order_key)
         message = State(give.number, give.kind, self._name, give.target, ())
         return self._parcel(message, ReplicaState(tensors={}, counts={}), self._loader.order_key)
+
+    def _give_key(self, give: Give) -> Parcel:
+        assert self._masked is not None
+        data = self._masked.call(give) if give.kind == "call" else self._masked.unmask(give)
+        message = State(give.number, give.kind, self._name, give.target, ())
+        return self._parcel(message, ReplicaState(tensors={}, counts={}), data)
 
     def _share(self, key: Key, wanted: frozenset[str] | None = None) -> ReplicaState:
         names = self._replicas.averaged(key)
@@ -145,6 +154,9 @@ class Mover:
             assert self._loader is not None
             self._loader.follow(data)
             return
+        if take.message.kind in ("call", "unmask"):
+            self._take_key(take, data)
+            return
         if take.message.kind == "mean" and take.of == "weights":
             for key in take.replicas:
                 self._replicas.begin_with(key, data, partial(self._mean_for, key, take, data))
@@ -157,6 +169,13 @@ class Mover:
                 self._replicas.replace(key, own)
             else:
                 self._set_gradients(key, own)
+
+    def _take_key(self, take: Take, data: bytes) -> None:
+        assert self._masked is not None
+        if take.message.kind == "call":
+            self._masked.called(data)
+        else:
+            self._masked.unmasked(take.message.source, data)
 
     def _mean_for(self, key: Key, take: Take, data: bytes) -> Mapping[str, Tensor]:
         own = dict(self._apart(take.replicas, from_bytes(data)))[key]

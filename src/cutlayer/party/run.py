@@ -23,11 +23,13 @@ from cutlayer.party.attempts import Maker, Prediction, attempts
 from cutlayer.party.checkpoint import Checkpoints
 from cutlayer.party.guard import Guard
 from cutlayer.party.network import Network, address_of
+from cutlayer.party.openings import Openings
 from cutlayer.party.party import Party
 from cutlayer.party.report import report
 from cutlayer.party.saved import WEIGHTS, write_encoding, write_weights
 from cutlayer.party.saver import Saver
 from cutlayer.plan.check import sealing_parties
+from cutlayer.plan.masking import own_masks
 from cutlayer.plan.plan import Plan
 from cutlayer.protocol.messages import Task
 
@@ -105,6 +107,7 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
     saves: Saves | None = None,
     denied: Callable[[], Collection[str]] = tuple,
     ledger: Path | None = None,
+    openings: Path | None = None,
     taps: Sequence[Tap] = (),
 ) -> Outcome:
     """Take part in a run as `party` until it has ended. Blocks; call it in the process's main thread.
@@ -115,6 +118,7 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
     With `saves` the run lasts: whoever is lost is waited for, and all go on from the newest save, bit for bit; this
     call, made anew in a new process, comes back to the run. `denied` says whose certificates are not accepted any more.
     `ledger`: the file in which this party writes down what its defended releases tell; it outlives runs and saves.
+    `openings`: that in which it writes down which sums under masks it opens; without, one beside its saves.
     `taps` are shown what the party releases at its cuts and what comes there.
     Raises what ended the run, if it did not end as planned: any `CutlayerError`.
     """
@@ -122,6 +126,8 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
     if party not in plan.terms.parties:
         raise PlanError(f"{party!r} is no party of the plan; parties are {', '.join(plan.terms.parties)}")
     _check_seals(plan, party, network)
+    opens = not prediction and own_masks(plan.terms) and party in plan.clients
+    file = _openings_file(openings, saves, party) if opens else None
     if prediction and (reason := plan.why_not_without(prediction.absent)):
         raise PlanError(reason)
     task: Task = "predict" if prediction else "train"
@@ -147,6 +153,9 @@ def run(  # noqa: PLR0913 (a party's whole life in one call)
         if ledger is not None:
             maker.ledger = Ledger(ledger, party=party, plan=plan.digest, budgets=plan.terms.budget)
             stack.callback(maker.ledger.close)
+        if file is not None:
+            maker.openings = Openings(file, party=party, plan=plan.digest)
+            stack.callback(maker.openings.close)
         member = attempts(maker, network, Guard(plan, denied))
     return Outcome(party=member, meter=meter, seconds=time.perf_counter() - start, loader=loader)
 
@@ -166,6 +175,16 @@ def _saver(saves: Saves, plan: Plan, party: str, stack: ExitStack) -> Saver:
     if saves.anew:
         checkpoints.clear()
     return Saver(checkpoints)
+
+
+def _openings_file(file: Path | None, saves: Saves | None, party: str) -> Path:
+    """Raises `PlanError` if there is no place: a party that forgets what it has opened may give a share away."""
+    if file is None and (saves is None or "://" in str(saves.place)):
+        raise PlanError(
+            f"secure_aggregation with a quorum needs a file in which {party} writes down which sums it has opened: "
+            "name one (openings=…), or a folder of this machine for the saves"
+        )
+    return file or Path(saves.place if saves else "") / f"{party}.openings"
 
 
 def _check_seals(plan: Plan, party: str, network: Network) -> None:

@@ -7,6 +7,7 @@ from cutlayer.defence.ledger import Ledger
 from cutlayer.observe.tap import Tap
 from cutlayer.party.defending import Hijack
 from cutlayer.party.keeping import Post
+from cutlayer.party.openings import Openings
 from cutlayer.party.saver import Saver
 from cutlayer.protocol.agenda import Agendas
 from cutlayer.protocol.messages import Task
@@ -29,6 +30,8 @@ class Setting:
     """How many a step has where the conductor is to decide that; 0: it measures."""
     ledger: Ledger | None = None
     """Where the party writes down what it releases; without, it remembers it for as long as it lives."""
+    openings: Openings | None = None
+    """Where the party writes down of which sums it has told the keys; as with the ledger."""
     taps: Sequence[Tap] = ()
     """Who is shown the party's tensors at its cuts."""
     hijack: Hijack | None = None

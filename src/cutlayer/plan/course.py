@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from cutlayer.plan.batches import Batch, micro_batches, step_count
+from cutlayer.plan.masking import own_masks
 from cutlayer.plan.membership import Membership
 from cutlayer.plan.plan import Plan
 from cutlayer.plan.schedule import TurnUnit
@@ -51,6 +52,8 @@ class Course:
     """After so many rounds there is a save."""
     all_take: bool = False
     """Every client that is there gets each mean, so that any of them can tell it to one that returns."""
+    own_masks: bool = False
+    """What clients share is under masks of their own, too."""
     first_round: int = 0
     absent: tuple[str, ...] = ()
     returned: tuple[str, ...] = ()
@@ -90,6 +93,7 @@ class Course:
             save_every=terms.saves.every_steps,
             save_rounds=terms.saves.every_rounds,
             all_take=terms.quorum != "all",
+            own_masks=own_masks(terms),
             first_round=membership.round,
             absent=membership.absent,
             returned=membership.returned,

@@ -96,13 +96,15 @@ class Share:
 class Average:
     """What was shared since the last average goes to the takers: the mean of weights, or the sum of gradients.
 
-    Replicas at the server take it always.
+    Replicas at the server take it always. `among`: all whose replicas came into it, if their shares are under masks of
+    their own; those tell the keys first.
     """
 
     takers: tuple[str, ...]
     segments: tuple[str, ...]
     kind: Kind
     round: int
+    among: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +172,8 @@ def parallel(course: "Course") -> Iterator[Work]:
             if course.equal_clients:
                 segments, holders = course.client_segments, dict.fromkeys(present, 1.0)
                 yield Share(holders=holders, segments=segments, kind="gradients", round=number, among=holders)
-                yield Average(takers=course.clients, segments=segments, kind="gradients", round=number)
+                among = holders if course.own_masks else {}
+                yield Average(takers=course.clients, segments=segments, kind="gradients", round=number, among=among)
         yield from _evaluation(course, number)
 
 
@@ -328,7 +331,8 @@ def _local_training(course: "Course", number: int, order: tuple[str, ...]) -> It
         yield Train(parties=(party,), round=number, first=0, steps=course.steps(party))
         yield Share(holders={party: weight}, segments=segments, kind="weights", round=number, among=trained)
     if trained:
-        yield Average(takers=_takers(course, number), segments=segments, kind="weights", round=number)
+        among = trained if course.own_masks else {}
+        yield Average(takers=_takers(course, number), segments=segments, kind="weights", round=number, among=among)
 
 
 def _takers(course: "Course", number: int) -> tuple[str, ...]:

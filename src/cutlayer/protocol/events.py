@@ -159,7 +159,7 @@ class Step:
 class Give:
     """Send `target` the state of my replicas of `owner`, as `kind` of what `of` says. They have drained.
 
-    Of a share: the round, and all that come into the same sum, with their weights.
+    Of a share, a call, or the key of a mask: the round, and all that come into the same sum, with their weights.
     """
 
     number: int

@@ -1,6 +1,6 @@
 """Before the run: who is here, with which rows and saves; from where all begin, or take the run up."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from cutlayer.errors import RemoteProtocolError, RunError
 from cutlayer.plan.membership import NEVER, Log, Start, own_save
@@ -21,10 +21,14 @@ class Joining:
         """Conductor: parties that are not waited for."""
         self._awaited = plan.terms.parties.keys() - {me, *standing.absent, *self.late}
         """Conductor: those that are, and are not here."""
+        self._bound: set[str] = set()
+        """Conductor: the clients with whom, and no others, a round is to be done again, if one was opened already."""
+        self._bind(standing.opened, standing.present)
 
     def hello(self) -> Hello:
         standing = self._standing
-        return Hello(VERSION, self._plan.digest, self._me, self._rows, self._task, standing.saves, standing.newest)
+        said = self._plan.digest, self._me, self._rows, self._task, standing.saves, standing.newest
+        return Hello(VERSION, *said, standing.opened, standing.present)
 
     def check(self, peer: str, hello: Hello) -> None:
         """Whether a peer speaks of the same as I. Raises `RemoteProtocolError`."""
@@ -44,6 +48,27 @@ class Joining:
         """A peer is here."""
         self._here[peer] = hello
         self._awaited.discard(peer)
+        self._bind(hello.opened, hello.present)
+
+    def _bind(self, opened: int, present: Collection[str]) -> None:
+        """A sum was opened when these took part, in a round whose end no save holds: they must when it is repeated."""
+        if opened > max(self._standing.rounds.values(), default=NEVER):
+            self._bound.update(each for each in present if each in self._plan.clients)
+            self.late -= self._bound
+            self._awaited |= self._bound - self._here.keys() - {self._me}
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """Conductor: clients that are here and were not when the sum of the round was opened: they wait for its end."""
+        others = [party for party in self._plan.clients if self._bound and party not in self._bound]
+        can_wait = self._standing.lasting and not self._plan.why_not_go_on_without(others)
+        return frozenset(others).intersection(self._here) if can_wait else frozenset()
+
+    def waiting_for(self, missing: Sequence[str]) -> str:
+        """Conductor: who must come, for a person."""
+        bound = [party for party in missing if party in self._bound]
+        why = f", as a sum was opened when {', '.join(bound)} took part, and its round has not ended" if bound else ""
+        return f"{', '.join(missing)} to join{why}"
 
     def left(self, peer: str) -> None:
         """A peer is gone again, or begins anew."""
@@ -56,6 +81,8 @@ class Joining:
             return not self._awaited
         there = {*self._here, self._me, *self._standing.absent}
         gone = [party for party in self._plan.clients if party not in there]
+        if self._bound.intersection(gone):
+            return False
         return self._task == "train" and self._awaited <= {*gone} and not self._plan.why_not_go_on_without(gone)
 
     def begin(self) -> Welcome:

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from cutlayer.plan.membership import ALL, NEVER, Membership
 from cutlayer.plan.tensors import TensorShape
 
-VERSION = 5
+VERSION = 6
 
 SENTENCE = 4096
 
@@ -27,7 +27,7 @@ Sizes = Annotated[tuple[Count, ...], Meta(max_length=64)]
 Sums = Annotated[dict[Name, float], Meta(max_length=64)]
 Purpose = Literal["train", "eval", "predict"]
 Task = Literal["train", "predict"]
-StateKind = Literal["replica", "share", "mean", "order"]
+StateKind = Literal["replica", "share", "call", "unmask", "mean", "order"]
 MARK_BYTES = 24
 RUN_NAME_LETTERS = 32
 NONCE_BYTES = 16
@@ -73,6 +73,9 @@ class Hello(Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
     """The saves of this run that I have whole, so that it can be taken up from one."""
     holds: Annotated[int, Meta(ge=NEVER, le=2**53)] = NEVER
     """The newest save that I know to hold, if any."""
+    opened: Annotated[int, Meta(ge=NEVER, le=2**53)] = NEVER
+    present: Annotated[tuple[Name, ...], Meta(max_length=65_536)] = ()
+    """The last round of which I opened a sum under masks, and the run's clients then: I do not do it with others."""
 
 
 class Welcome(Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
@@ -134,9 +137,9 @@ class State(Struct, frozen=True, forbid_unknown_fields=True, tag="state"):
     """What moves between turns, from `source` to `target`; the conductor forwards it unread where it is neither.
 
     `number` is the place of the movement in the schedule. `replica`: a replica whole, handed on. `share`: weights or
-    gradients to be averaged or summed. `mean`: what came of it. `order`: the key of the order of rows. The one tensor
-    is the state as bytes, sealed to the target where somebody forwards it. `normaliser` goes with gradients of a sum;
-    else it is 0.
+    gradients to be averaged or summed. `call`: all shares of a sum have come. `unmask`: the key of the source's own
+    mask in it. `mean`: what came of it. `order`: the key of the order of rows. The one tensor is the state as bytes,
+    sealed to the target where somebody forwards it. `normaliser` goes with gradients of a sum; else it is 0.
     """
 
     number: Count

@@ -18,7 +18,9 @@ from cutlayer.protocol.route import state_limit_bytes
 from cutlayer.protocol.traffic import Traffic
 
 DUE: Mapping[type[Movement], StateKind] = {HandOver: "replica", Share: "share", Average: "mean", Entrust: "order"}
-"""The kind of state that each movement moves."""
+"""The kind of state that each movement moves, in the end."""
+Way = tuple[str, str, StateKind]
+"""Source, target and kind of a state."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,8 +31,12 @@ class Moving:
     work: Movement
     replicas: tuple[Replica, ...]
     """Mine, that it needs."""
+    ways: tuple[Way, ...] = ()
+    """Of the states that I send or am sent."""
+    kinds: list[StateKind] = field(default_factory=list)
+    """What is due now, and what is due after that."""
     awaited: dict[str, tuple[State, Value] | None] = field(default_factory=dict)
-    """By source: the states that are due to me, once they have arrived."""
+    """By source: the states of the first kind that are due to me, once they have arrived."""
     missing: int = 0
     """How many of them have not."""
     sums: bool = False
@@ -51,7 +57,7 @@ class Movements:
         self._client_segments = frozenset(plan.client_segments)
         self._limit_bytes = state_limit_bytes(plan)
         self._open: dict[int, Moving] = {}
-        self._passing: dict[int, dict[tuple[str, str], StateKind]] = {}
+        self._passing: dict[int, set[Way]] = {}
         """Conductor: the states that are still to be forwarded."""
         self._entrusting = -1
         """Conductor: the movement that brings all who need it the key of the order of rows."""
@@ -84,7 +90,7 @@ class Movements:
     def owing(self) -> set[str]:
         """Whose states are due first."""
         for number in sorted({*self._passing, *self._open}):
-            due = {source for source, _ in self._passing.get(number, ())}
+            due = {source for source, _, _ in self._passing.get(number, ())}
             if (moving := self._open.get(number)) is not None:
                 due.update(source for source, came in moving.awaited.items() if came is None)
             if due:
@@ -100,10 +106,11 @@ class Movements:
             number=number,
             work=work,
             replicas=tuple(self._replicas(work)),
-            awaited={source: None for source, target, _ in states if target == self._me},
+            ways=tuple(way for way in states if self._me in way[:2]),
             sums=isinstance(work, Share | Average) and self._sums(work),
         )
-        moving.missing = len(moving.awaited)
+        moving.kinds = list(dict.fromkeys([*(kind for _, _, kind in moving.ways), DUE[type(work)]]))
+        self._await(moving)
         moving.blocks = (moving.sums and isinstance(work, Average)) or isinstance(work, Entrust)
         self._stirred = True
         if moving.replicas or moving.awaited or moving.sums or (isinstance(work, Entrust) and work.source == self._me):
@@ -111,15 +118,18 @@ class Movements:
             self._ends += moving.blocks
             for replica in moving.replicas:
                 self._traffic.gates[replica].append(number, None, 0)
-        if self._conducts and (
-            passing := {(source, target): kind for source, target, kind in states if self._me not in (source, target)}
-        ):
+        if self._conducts and (passing := {way for way in states if self._me not in way[:2]}):
             self._passing[number] = passing
             if isinstance(work, Entrust):
                 self._entrusting = number
 
-    def _states(self, work: Movement, client: str = "") -> Iterator[tuple[str, str, StateKind]]:
-        """Source, target and kind of every state that the movement sends between parties, or to or from a client."""
+    def _await(self, moving: Moving) -> None:
+        """What is due to me of the kind that is due now."""
+        moving.awaited = {s: None for s, target, kind in moving.ways if target == self._me and kind == moving.kinds[0]}
+        moving.missing = len(moving.awaited)
+
+    def _states(self, work: Movement, client: str = "") -> Iterator[Way]:
+        """Every state that the movement sends between parties, or to or from a client."""
         if isinstance(work, HandOver):
             yield work.source, work.target, "replica"
             return
@@ -130,6 +140,9 @@ class Movements:
         if not self._client_segments.intersection(work.segments):
             return
         clients: Iterable[str] = work.holders if isinstance(work, Share) else work.takers
+        among = () if isinstance(work, Share) else [each for each in work.among if client in ("", each)]
+        yield from ((aggregator, party, "call") for party in among)
+        yield from ((party, aggregator, "unmask") for party in among)
         for party in (client,) if client else clients:
             yield (party, aggregator, "share") if isinstance(work, Share) else (aggregator, party, "mean")
         if self._plan.straddling and aggregator != server and not client:
@@ -169,7 +182,7 @@ class Movements:
         moving = self._open.get(message.number)
         if moving is None or moving.awaited.get(message.source, message) is not None:
             raise RemoteProtocolError("wrong-state", peer, f"none is due from {message.source} at {message.number}")
-        self._check(peer, message, moving.work)
+        self._check(peer, message, moving)
         if message.kind == "mean" and self._owes_before(message.number):
             raise RemoteProtocolError("wrong-state", peer, "the mean came before my share, of which it is the mean")
         moving.awaited[message.source] = message, payload
@@ -181,24 +194,24 @@ class Movements:
         return any(isinstance(each.work, Share) and each.number < number for each in self._open.values())
 
     def _forward(self, peer: str, message: State, payload: Value) -> None:
-        passing = self._passing.get(message.number, {})
-        if passing.get((message.source, message.target)) != message.kind:
+        passing = self._passing.get(message.number, set())
+        if (way := (message.source, message.target, message.kind)) not in passing:
             detail = f"nothing goes from {message.source} to {message.target} at {message.number}, or not twice"
             raise RemoteProtocolError("wrong-state", peer, detail)
-        del passing[message.source, message.target]
+        passing.remove(way)
         if not passing:
             del self._passing[message.number]
             self._stirred = True
         self._traffic.out.append(Send(message.target, message, payload))
 
-    def _check(self, peer: str, message: State, work: Movement) -> None:
-        due = DUE[type(work)]
+    def _check(self, peer: str, message: State, moving: Moving) -> None:
+        due, work = moving.kinds[0], moving.work
         if message.kind != due:
             raise RemoteProtocolError(
                 "wrong-state", peer, f"a {message.kind} at {message.number}, where a {due} is due"
             )
         right = message.normaliser == 0
-        if isinstance(work, Share | Average) and work.kind == "gradients":
+        if isinstance(work, Share | Average) and work.kind == "gradients" and due in ("share", "mean"):
             known = self._normaliser
             right = math.isfinite(message.normaliser) and message.normaliser > 0
             right = right and known in {0.0, message.normaliser}
@@ -212,6 +225,8 @@ class Movements:
     def proceed(self) -> None:
         """Let every movement act whose time has come, in the schedule's order; sums wait for those before them."""
         for moving in list(self._open.values()):
+            while len(moving.kinds) > 1 and self._is_due(moving):
+                self._unmask(moving)
             if self._is_due(moving):
                 del self._open[moving.number]
                 self._ends -= moving.blocks
@@ -267,9 +282,20 @@ class Movements:
             if moving.sums and mine:
                 self._out(Add(work.kind, weight, owner, replicas=mine))
 
+    def _unmask(self, moving: Moving) -> None:
+        """Before there is a mean: the aggregator, which has all shares, calls for keys; each client gives its own."""
+        work, due = moving.work, moving.kinds.pop(0)
+        assert isinstance(work, Average)
+        for source, target, kind in moving.ways:
+            if source == self._me and kind == due:
+                self._out(Give(moving.number, kind, work.kind, target, (), 0.0, work.round, work.among))
+        for message, payload in self._came(moving):
+            self._out(Take(message, work.kind, (), payload))
+        self._await(moving)
+
     def _average(self, moving: Moving, work: Average) -> None:
         if self._me == self._aggregator:
-            targets = tuple(target for source, target, _ in self._states(work) if source == self._me)
+            targets = tuple(target for source, target, kind in moving.ways if source == self._me and kind == "mean")
             self._out(Spread(moving.number, work.kind, targets, self._normaliser))
             self._normaliser = 0.0
         if self._averages:

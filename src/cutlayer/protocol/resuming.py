@@ -29,6 +29,10 @@ class Standing:
     absent: frozenset[str] = frozenset()
     until: int = NEVER
     over: Mapping[str, Rows] = field(default_factory=dict)
+    opened: int = NEVER
+    """The last round of which the party opened a sum under masks, if any,"""
+    present: tuple[str, ...] = ()
+    """and the clients of the run then: with others that round is not done again."""
 
     @property
     def newest(self) -> int:

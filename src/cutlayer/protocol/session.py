@@ -282,6 +282,11 @@ class Session:
     def _progress(self, *, patient: bool = True) -> None:
         """What has become possible: to welcome all, to grant the next turn, to end the run."""
         if self.conducts and not self.begun and self._joining.ready(patient=patient):
+            if apart := self._joining.apart:
+                names = ", ".join(sorted(apart))
+                raise Interrupted(
+                    f"{names} came back while a sum was open, and waits for the next round", without=apart
+                )
             welcome = self._joining.begin()
             agenda = self._agenda_of(welcome)
             self.peers = tuple(peer for peer in self.peers if peer in welcome.members)
@@ -438,6 +443,10 @@ class Session:
         """Training steps on `owner`'s rows in the whole run."""
         return agenda.course.total_steps(owner) if (agenda := self._works.agenda) else 0
 
+    def steps_of_round(self, owner: str) -> int:
+        """Training steps on `owner`'s rows in each round that it takes part in."""
+        return agenda.course.steps(owner) if (agenda := self._works.agenda) else 0
+
     def steps_behind(self, owner: str) -> int:
         """Of these, those that lay behind the save from which the run was taken up."""
         return agenda.done.get(owner, 0) if (agenda := self._works.agenda) else 0
@@ -446,6 +455,6 @@ class Session:
         """What this party is waiting for, for a person."""
         if not self.begun:
             missing = [peer for peer in self.peers if self.states.get(peer) != "joined"]
-            return f"{', '.join(missing or self.peers)} to join" if self.conducts else f"{self.peers[0]} to begin"
+            return self._joining.waiting_for(missing or self.peers) if self.conducts else f"{self.peers[0]} to begin"
         leaving = [peer for peer in self.peers if self.states.get(peer) != "gone"]
         return self._works.waiting_for(self.peers) or f"{', '.join(leaving)} to leave"

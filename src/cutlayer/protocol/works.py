@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from cutlayer.errors import RemoteProtocolError
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.schedule import AS_DECIDED, Evaluate, Predict, Save, Train
+from cutlayer.plan.schedule import AS_DECIDED, Average, Evaluate, Predict, Save, Train, Work
 from cutlayer.protocol.agenda import Agenda, Numbered
 from cutlayer.protocol.events import Action, Commit, Decide, Ran, Send, Tell, Value
 from cutlayer.protocol.messages import Backward, Forward, Report, Saved, State, Turn
@@ -159,7 +159,14 @@ class Works:
         """The next work in which I take part, unless the one before must be complete first."""
         if self.agenda is None or self.movements.blocked or self.saving.blocks:
             return None
-        return self.agenda.peek(self._me)
+        following = self.agenda.peek(self._me)
+        if self.saving.pending is not None and following is not None and self._opens_a_sum(following[1]):
+            return None
+        return following
+
+    def _opens_a_sum(self, work: Work) -> bool:
+        """Not before the save holds to which the run would return without one of the sum's clients."""
+        return isinstance(work, Average) and bool(work.among)
 
     def _pop(self) -> None:
         assert self.agenda is not None
