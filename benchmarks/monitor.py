@@ -6,7 +6,7 @@ FILE has `x_train y_train`, uint8 images (default: ../shared/data/mnist.npz, els
 runs go through `SETTINGS` in turn, each with weights, rows and noise of its own; training is written out here, and only
 the monitor and the attack are the product's: FSHA, by default with narrower networks than its own, which take seconds a
 step on one core. An attacked run ends at the alarm; an honest one goes on to `--steps`. The
-time of the monitor is its own count, as a share of the run's.
+time of the monitor is its own count, as a share of the run's. `leaks.py` does the like for alarms of leaks.
 """
 
 import argparse

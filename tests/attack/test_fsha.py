@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attack.insiders import BATCH, CUT, known, linear, run, with_relu
 from cutlayer.attack.attack import Knowledge
-from cutlayer.attack.fsha import Fsha
+from cutlayer.attack.fsha import Fsha, _steepness
+from cutlayer.attack.learner import Learner
 from cutlayer.attack.pilots import Labelled, critic, decoder, encoder
 from cutlayer.attack.traffic import Traffic
 
@@ -88,6 +89,19 @@ def test_a_penalty_holds_the_slope_of_the_discriminator_near_one() -> None:
         slopes.append(float(told.norm(dim=1).mean()))
     assert slopes[0] > 2
     assert slopes[1] == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 3, 4)], ids=["numbers", "a sequence", "maps"])
+def test_the_penalty_is_of_rows_and_of_maps_by_channel(shape: tuple[int, ...]) -> None:
+    """By hand, of a discriminator whose slope is the same everywhere: Σ w z has the slope w."""
+    size = torch.Size(shape).numel()
+    line = nn.Linear(size, 1)
+    judge = Learner(nn.Sequential(nn.Flatten(), line, nn.Flatten(0)), 1e-3, torch.device("cpu"))
+    z = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1))
+    slopes = line.weight.detach().view(shape)
+    norms = slopes.flatten(1).norm(dim=1) if len(shape) == 3 else slopes.norm()[None]
+    found = _steepness(judge, z, z.flip(0), torch.Generator().manual_seed(2))
+    assert float(found.detach()) == pytest.approx(float((norms - 1).square().mean()), rel=1e-5)
 
 
 SHAPES = [

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from attack.insiders import CLASSES, CUT, drops, known, made, narrow, pins, rows, run
 from cutlayer.attack.attack import Knowledge
@@ -51,6 +52,13 @@ def test_without_alignment_it_needs_no_labels_of_what_crosses() -> None:
     attack = Pcat(aligned=False)
     attack.begin(known(), torch.randn(8, CUT), 0)
     attack.watch(torch.randn(8, CUT), None, made(drops, 1))
+
+
+def test_where_labels_are_numbers_there_is_nothing_to_align() -> None:
+    x, _ = rows(50, 2)
+    attack = Pcat()
+    attack.begin(Knowledge(auxiliary=(x, x[:, :1])), torch.randn(8, CUT), 0)
+    attack.watch(torch.randn(8, CUT), None, made(lambda: nn.Linear(CUT, 1), 1))
 
 
 def test_more_repeats_are_more_steps() -> None:

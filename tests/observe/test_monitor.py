@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,10 @@ def test_rows_that_were_only_scaled_score_one_and_others_as_chance_does(tells: b
 def test_a_decoder_rebuilds_rows_that_were_only_turned() -> None:
     monitor, said = watching()
     turn = torch.linalg.qr(torch.randn(12, 12, generator=generator(3))).Q
-    for step, x, _, places in rows(300):
+    for step, x, _, places in rows(296):
         monitor(seen(step, x @ turn, inputs=(x,), places=places))
-    found = values(said, "decoder")
-    assert found[0] < 0.5
-    assert found[-1] > 0.9
+    assert len(values(said, "decoder")) == 37
+    assert min(values(said, "decoder")) > 0.99
 
 
 def test_a_decoder_is_scored_on_rows_that_it_never_learned_from() -> None:
@@ -108,7 +108,8 @@ def test_a_decoder_is_scored_on_rows_that_it_never_learned_from() -> None:
     names = torch.randn(640, 32, generator=generator(7))
     for step, x, _, places in rows(300):
         monitor(seen(step, names[places], inputs=(x,), places=places))
-    assert max(values(said, "decoder")[5:]) < 0.05
+    assert len(values(said, "decoder")) == 37
+    assert max(values(said, "decoder")) < 0.05
 
 
 def test_images_are_scored_by_their_structure() -> None:
@@ -166,6 +167,19 @@ def test_a_hijacked_cut_gives_one_alarm_in_a_sentence() -> None:
     assert "the gradients that lab sends on bottom->top do not depend on the labels" in alarm.sentence
 
 
+@pytest.mark.parametrize("edges", [frozenset({"y->top"}), frozenset[str]()], ids=["known", "not known"])
+def test_a_server_that_trains_by_the_answers_it_was_sent_is_not_accused(edges: frozenset[str]) -> None:
+    """Labels that a defence has replaced by chance: by the true ones its gradients would show nothing of labels."""
+    monitor, said = watching(label_edges=edges)
+    for step, x, y, places in rows(80):
+        z, answers = torch.tanh(x), torch.randint(0, 10, (64,), generator=generator(step + 500))
+        monitor(seen(step, z, inputs=(x,), labels=y, places=places))
+        monitor(replace(seen(step, answers, labels=y), edge="y->top"))
+        monitor(seen(step, agreed(z, answers), "backward", sent=False, labels=y))
+    assert [alarm.statistic for alarm in alarms(said)] == ([] if edges else ["hijack"])
+    assert len(monitor._answers) == (80 if edges else 0)
+
+
 def test_an_alarm_ends_the_run_where_the_party_wants_that() -> None:
     monitor, said = watching(stops=True)
     stops = attacked(monitor, 60, label_free)
@@ -192,14 +206,43 @@ def test_a_limit_of_a_leak_gives_an_alarm_and_none_does_not() -> None:
         assert len(alarms(said)) == (count if max(values(said, "distance_correlation")) < 0.999 else 0)
 
 
-def test_a_calibrated_leak_alarms_when_it_grows() -> None:
-    monitor, said = watching(every=1, calibrate=100, tolerance=0.0)
-    for step, x, _, _ in rows(260, width=4):
-        noise = 3.0 if step < 160 else 0.0
+@pytest.mark.parametrize("change", [160, 1000], ids=["grows", "stays"])
+def test_without_a_limit_a_leak_alarms_when_it_grows_and_only_then(change: int) -> None:
+    monitor, said = watching(every=1)
+    for step, x, _, places in rows(560, width=4):
+        noise = 2.0 if step < change else 0.0
         z = x + noise * torch.randn(x.shape, generator=generator(step))
-        monitor(seen(step, z, inputs=(x,)))
-        assert step >= 160 or not alarms(said)
-    assert "distance_correlation" in {alarm.statistic for alarm in alarms(said)}
+        monitor(seen(step, z, inputs=(x,), places=places))
+        assert step >= change or not alarms(said)
+    told = {"distance_correlation", "decoder"} if change < 560 else set()
+    assert {alarm.statistic for alarm in alarms(said)} == told
+
+
+def test_gradients_that_begin_to_tell_labels_give_an_alarm() -> None:
+    monitor, said = watching(classes=2)
+    draws = generator(8)
+    for step in range(600):
+        y = (torch.rand(64, generator=draws) < 0.2).long()
+        g = torch.randn(64, 20, generator=draws) + (3.0 * y[:, None] if step >= 400 else 0.0)
+        monitor(seen(step, g, "backward", labels=y))
+        assert step >= 400 or not alarms(said)
+    (alarm,) = alarms(said)
+    assert alarm.statistic == "label_auc"
+    assert "tell its labels better than they may" in alarm.sentence
+
+
+def test_each_clients_rows_have_a_level_of_their_own() -> None:
+    """A server sends gradients to two clients by turns: those of one tell more from the first on, and always did."""
+    monitor, said = watching(classes=2)
+    draws = generator(8)
+    for step in range(1400):
+        owner = ("hospital-a", "hospital-b")[step // 400 % 2]
+        y = (torch.rand(64, generator=draws) < 0.2).long()
+        g = torch.randn(64, 20, generator=draws) + (1.0 * y[:, None] if owner == "hospital-b" else 0.0)
+        shown = seen(step, g, "backward", labels=y)
+        monitor(replace(shown, ticket=Ticket(turn=0, owner=owner, step=step, micro=0, purpose="train")))
+    assert len(values(said, "label_auc")) == 175
+    assert not alarms(said)
 
 
 # ---------------------------------------------------------------------- what it leaves as it was
@@ -239,12 +282,123 @@ def test_numbers_that_are_none_break_nothing(value: float) -> None:
     assert not alarms(said)
 
 
+def test_tensors_that_fit_no_rows_are_left_alone() -> None:
+    """Without a dimension for rows, empty, or with another number of rows than inputs and labels have."""
+    monitor, said = watching(every=1)
+    x, y = torch.randn(64, 12, generator=generator(1)), torch.randint(0, 10, (64,), generator=generator(2))
+    for step in range(80):
+        for tensor in (torch.tensor(1.0), torch.zeros(64, 0), torch.randn(32, 6), torch.randn(256, 6)):
+            monitor(seen(step, tensor, inputs=(x,), labels=y))
+            monitor(seen(step, tensor, "backward", labels=y))
+            monitor(seen(step, tensor, "backward", sent=False, labels=y))
+    assert said == []
+
+
+def test_single_numbers_a_row_are_measured_too() -> None:
+    monitor, said = watching(every=1, classes=2)
+    for step in range(64):
+        x, y = torch.randn(64, generator=generator(step)), torch.randint(0, 2, (64,), generator=generator(step))
+        monitor(seen(step, 2 * x, inputs=(x,), labels=y, places=torch.arange(64)))
+        monitor(seen(step, x, "backward", labels=y))
+    assert min(values(said, "distance_correlation")) == pytest.approx(1)
+    assert min(values(said, "decoder")) > 0.99
+    assert len(values(said, "label_auc")) == 8
+
+
+def test_small_batches_are_put_together() -> None:
+    """Of four rows chance alone would give nearly 1."""
+    monitor, said = watching(every=1)
+    for step in range(160):
+        x = torch.randn(4, 12, generator=generator(step))
+        monitor(seen(step, torch.randn(4, 12, generator=generator(step + 999)), inputs=(x,)))
+    assert len(values(said, "distance_correlation")) == 10
+    assert max(values(said, "distance_correlation")) < 0.7
+
+
+def test_columns_count_alike_whatever_their_size_and_none_that_is_constant() -> None:
+    """The first column is not told, and a million times as large as the second, which is."""
+    monitor, said = watching()
+    for step in range(16):
+        x = torch.randn(64, 3, generator=generator(step)) * torch.tensor([1e6, 1.0, 0.0]) + 5
+        monitor(seen(step, x[:, 1:], inputs=(x,), places=torch.arange(64 * step, 64 * step + 64)))
+    assert values(said, "decoder") == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_rows_that_are_all_the_same_have_no_score() -> None:
+    monitor, said = watching(every=1)
+    for step in range(32):
+        z = torch.randn(64, 3, generator=generator(step))
+        places = torch.arange(64 * step, 64 * step + 64)
+        monitor(seen(step, z, inputs=(torch.full((64, 3), 0.3),), places=places))
+        monitor(seen(step + 1000, z, inputs=(torch.full((64, 1, 5, 5), 0.3),), places=places))
+    assert values(said, "decoder") == []
+    assert set(values(said, "distance_correlation")) <= {0.0}
+
+
+def test_images_need_no_range_that_is_told() -> None:
+    """Scaled and shifted images have the same scores: their range is that of the first rows."""
+    found = []
+    for scale, shift in ((1.0, 0.0), (50.0, -20.0)):
+        monitor, said = watching()
+        for step in range(20):
+            low = torch.rand(32, 1, 3, 3, generator=generator(step))
+            images = F.interpolate(low, (12, 12), mode="bilinear")
+            z = images.flatten(1)[:, ::2]
+            monitor(seen(step, z, inputs=(scale * images + shift,), places=torch.arange(32 * step, 32 * step + 32)))
+        found.append(values(said, "decoder"))
+    assert len(found[0]) == 1
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def test_one_batch_that_diverged_does_not_spoil_those_that_follow() -> None:
+    monitor, said = watching(every=1)
+    for step, x, _, places in rows(24):
+        z = torch.full_like(x, float("nan")) if step == 3 else x
+        monitor(seen(step, z, inputs=(x,), places=places))
+    assert values(said, "distance_correlation") == pytest.approx([1.0] * 23)
+    assert min(values(said, "decoder")) > 0.99
+
+
+def test_rows_that_the_loss_leaves_out_are_no_class() -> None:
+    """Their gradients are 0: who counted them as a class would find it told in full."""
+    monitor, said = watching(classes=2)
+    draws = generator(8)
+    for step in range(16):
+        y = torch.where(torch.rand(64, generator=draws) < 0.1, -100, torch.randint(0, 2, (64,), generator=draws))
+        g = torch.randn(64, 20, generator=draws) * (y >= 0)[:, None]
+        monitor(seen(step, g, "backward", labels=y))
+    assert len(values(said, "label_auc")) == 2
+    assert max(values(said, "label_auc")) < 0.62
+
+
 def test_what_waits_for_a_gradient_is_bounded() -> None:
     monitor, _ = watching()
     for step in range(WAITING + 50):
         x, y = torch.randn(4, 3, generator=generator(step)), torch.tensor([0, 1, 2, 3])
         monitor(seen(step, x, inputs=(x,), labels=y))
     assert len(monitor._waiting) == WAITING
+
+
+def test_of_two_tensors_each_is_measured_by_itself() -> None:
+    """Every eighth batch of both: not every eighth tensor, which would always be the second."""
+    monitor, said = watching()
+    for step, x, _, places in rows(32):
+        for tensor in (x, torch.randn(64, 12, generator=generator(step))):
+            monitor(seen(step, tensor, inputs=(x,), places=places))
+    assert len(values(said, "distance_correlation")) == 8
+    assert values(said, "distance_correlation")[::2] == pytest.approx([1.0] * 4)
+    assert max(values(said, "distance_correlation")[1::2]) < 0.7
+    assert [round(value) for value in values(said, "decoder")] == [1, 0] * 4
+
+
+def test_gradients_of_several_widths_are_not_put_together() -> None:
+    """Of two tensors of an edge, and of sequences whose length differs from batch to batch."""
+    monitor, said = watching(classes=2)
+    for step in range(64):
+        y = torch.randint(0, 2, (64,), generator=generator(step))
+        for width in (3, 5 + step % 2):
+            monitor(seen(step, torch.randn(64, width, 4, generator=generator(step)), "backward", labels=y))
+    assert len(values(said, "label_auc")) == 16
 
 
 def test_an_edge_may_carry_tensors_of_several_shapes() -> None:
@@ -303,7 +457,8 @@ def test_a_monitor_without_time_measures_nothing() -> None:
     "options",
     [
         {"every": 0},
-        {"rows": 0},
+        {"rows": 1},
+        {"pixels": (1.0, 0.0)},
         {"classes": -1},
         {"calibrate": -1},
         {"false_alarms": 0.0},
@@ -336,3 +491,23 @@ def test_hijacked_clients_on_mnist_are_found_before_step_500_and_honest_runs_lef
     said = capsys.readouterr().out
     assert "| all | 3 | 3 |" in said
     assert "| 3 | 0 |" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_begins_to_leak_on_mnist_is_found_and_honest_runs_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("monitor", "leaks"):
+        sys.modules.pop(name, None)
+    import leaks
+    import monitor
+
+    if monitor.found(None) is None:
+        pytest.skip("MNIST is not beside the repository, nor named by CUTLAYER_DATA")
+    monkeypatch.setattr(sys, "argv", ["leaks.py", "--quick"])
+    leaks.main()
+    said = capsys.readouterr().out
+    assert "| all: 3 | 0 |" in said
+    assert "| isotropic noise removed from gradients | 1 | 1 |" in said

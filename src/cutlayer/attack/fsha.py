@@ -129,11 +129,11 @@ class Fsha:
 def _steepness(judge: Learner, z: Tensor, z_own: Tensor, generator: torch.Generator) -> Tensor:
     """How far D's slope between the two kinds of features is from 1 (Gulrajani et al. 2017, arXiv 1704.00028, eq. 3).
 
-    Of maps the slope is that of each channel, as in the authors' code.
+    Of maps `[B, C, H, W]` the slope is that of each channel, as in the authors' code; of all else that of the row.
     """
     share = torch.rand(len(z), *[1] * (z.dim() - 1), generator=generator).to(z.device)
     between = (share * z + (1 - share) * z_own).requires_grad_()
     (slope,) = torch.autograd.grad(judge.network(between).sum(), between, create_graph=True)
-    squares = slope.square().flatten(2 if z.dim() > 2 else 1).sum(-1)
+    squares = slope.square().flatten(2 if z.dim() == 4 else 1).sum(-1)
     # A root has no slope at 0, where ReLUs can put it.
     return ((squares + 1e-12).sqrt() - 1).square().mean()

@@ -37,8 +37,8 @@ class _Begun:
 class Pcat:
     """`width`: of its decoder, and of its pseudo-client where the client's architecture is not known.
 
-    `repeats`: mini-batches it learns from a step. `aligned`: they have the labels of the client's mini-batch, so that
-    both clients are fed alike.
+    `repeats`: mini-batches it learns from a step. `aligned`: where labels are class numbers, they have those of the
+    client's mini-batch, so that both clients are fed alike.
     """
 
     width: int = 32
@@ -79,7 +79,7 @@ class Pcat:
 
     def watch(self, activations: Tensor, labels: Tensor | None, top: nn.Module) -> None:
         begun = self._now()
-        if self.aligned and labels is None:
+        if self.aligned and labels is None and begun.examples.knowledge.classes:
             raise DataError(f"{self.word} needs the labels of what crosses: choose aligned = false")
         with own_randomness(begun.generator, activations.device):
             shadow = begun.shadow.of(top)

@@ -17,9 +17,6 @@ MEASURES = ("", "ssim", "mse", "r2")
 
 SHOWN_MOST = 16
 
-once_each = scoring.latest
-"""The same row twice is one piece of evidence, not two."""
-
 
 def measure_fault(word: str, measure: str) -> list[str]:
     """A sentence where a measure is none of them."""

@@ -13,11 +13,11 @@ from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.topology import SourceKind
 from cutlayer.protocol.messages import Purpose, StateKind, Ticket
 
-VERSION = 6
+VERSION = 7
 
 Way = Literal["forward", "backward"]
-Statistic = Literal["distance_correlation", "decoder", "label_auc", "hijack"]
-"""What a monitor measures."""
+Statistic = Literal["distance_correlation", "decoder", "label_auc", "hijack", "probe"]
+"""What a monitor measures, and what probes find."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +160,7 @@ class Cached:
 class Leaked:
     """How much a cut tells, measured at its owner's side: `value` beside what `chance` gives.
 
-    `threshold`: above it (for `hijack`, below it) scores speak for an alarm; None where there is none.
+    `threshold`: above it (for `hijack` and `probe`, below it) scores speak for an alarm; None where there is none.
     """
 
     party: str
@@ -174,17 +174,33 @@ class Leaked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alarmed:
-    """A cut tells more than it should; `false_alarms` is the chance that a run without fault would say this too."""
+    """A cut tells more than it should, or a server does not do what it should.
+
+    `false_alarms`: the chance that a run without fault would say this too; None where it is not known.
+    """
 
     party: str
     edge: str
     statistic: Statistic
     batches: int
-    false_alarms: float
+    false_alarms: float | None
     sentence: str
 
 
-Fact = Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Cached | Paced | Leaked | Alarmed | Noticed
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnedDown:
+    """The turn of `owner` in `round` was taken back: the server's segment is what it was before, or before that."""
+
+    party: str
+    segment: str
+    owner: str
+    round: int
+
+
+Fact = (
+    Crossed | Moved | Spent | Progressed | Scored | Saved | Resumed | Cached | Paced | Leaked | Alarmed | TurnedDown
+    | Noticed
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

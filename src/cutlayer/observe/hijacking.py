@@ -7,9 +7,9 @@ nothing changed in training, is from Fu et al. 2023 ("Focusing on Pinocchio's no
 
 1. The client teaches a linear top of its own, on its own activations and labels: eᵢ is that top's error.
 2. A batch's score is the partial correlation, over pairs of rows, of cos(gᵢ, gⱼ) and cos(eᵢ, eⱼ), given cos(zᵢ, zⱼ),
-   centred and not, and their squares: similar rows have similar gradients in any run. It is taken twice, with all pairs
-   alike and with pairs of large gradients weighing more (where BatchNorm mixes rows, only these are a row's own), and
-   the larger counts.
+   centred and not, and their squares: similar rows have similar gradients in any run. It is taken with all pairs alike
+   and with pairs of large gradients weighing more (where BatchNorm mixes rows, only these are a row's own); of labels
+   that are numbers also with pairs of large errors weighing more. The largest counts.
 3. A score below half of its usual level, cut at `CAP`, is evidence, which a `Wager` adds up. The attack may begin with
    the run, so the level begins at `PRIOR`, and then follows what the run shows (1/`MEMORY` a batch).
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cutlayer.observe.tap import flat
 from cutlayer.observe.thresholds import Wager
 
 CAP, PRIOR, MEMORY = 0.2, 0.4, 50
@@ -35,6 +36,8 @@ COLUMNS = 512
 _LARGEST_WEIGHT = 10.0
 _UNLIKE = 0.1
 """So large a share of pairs must have different labels."""
+_VARIED = 0.5
+"""So much of the deviation of all labels must a batch of numbers have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +57,8 @@ class OwnTop:
         self._classes, self._features = classes, features
         self._weight = torch.zeros(0)
         self._mean = torch.zeros(0)
-        self._labels: tuple[Tensor, Tensor] | None = None
+        self._origin: Tensor | None = None
+        self._moments, self._count = torch.zeros((), dtype=torch.float64), 0
 
     def errors(self, activations: Tensor, labels: Tensor) -> Tensor:
         """Its errors on `[B, Q]` before it learns from them: `[B, C]`."""
@@ -75,17 +79,33 @@ class OwnTop:
     def _wanted(self, labels: Tensor) -> Tensor:
         if self._classes:
             return F.one_hot(labels.long(), max(2, self._classes)).float()
-        values = labels.float()
-        if self._labels is None:
-            self._labels = values.mean(0), values.std(0).clamp_min(1e-6)
-        return (values - self._labels[0]) / self._labels[1]
+        # Scaled by all labels so far: those of one batch may all be the same.
+        self._origin = labels[0].double() if self._origin is None else self._origin
+        values = labels.double() - self._origin
+        self._moments = self._moments + torch.stack([values.sum(0), values.square().sum(0)])
+        self._count += len(values)
+        mean, spread = self._labels()
+        return ((values - mean) / torch.where(spread > 0, spread, 1.0)).float()
+
+    def _labels(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of all labels so far, counted from the first one."""
+        mean, square = self._moments / self._count
+        return mean, (square - mean.square()).clamp_min(0).sqrt()
+
+    def varied(self, labels: Tensor) -> bool:
+        """Whether numbers `[B, K]` differ at least half as much as all that came so far."""
+        _, spread = self._labels()
+        own = labels.double().std(0, correction=0)
+        return bool((spread > 0).any()) and float((own / spread)[spread > 0].mean()) >= _VARIED
 
 
-def label_trace(activations: Tensor, gradients: Tensor, errors: Tensor) -> float | None:
+def label_trace(
+    activations: Tensor, gradients: Tensor, errors: Tensor, *, numbers: bool = False
+) -> float | None:  # fmt: skip
     """What gradients `[B, Q]` tell of errors `[B, C]` that activations `[B, Q]` do not: in [-1, 1].
 
     1: pairs of rows are as like in gradients as in errors; 0: gradients know nothing of labels. None: too few rows have
-    a gradient.
+    a gradient. `numbers`: labels are, and errors are near 0, with signs of no meaning, where rare ones stand out.
     """
     sizes = gradients.norm(dim=1)
     given = (sizes > 0) & sizes.isfinite()
@@ -96,8 +116,10 @@ def label_trace(activations: Tensor, gradients: Tensor, errors: Tensor) -> float
     told, wanted = (_cosines(part)[one, other].double() for part in (g, e))
     centred, plain = (_cosines(part)[one, other].double() for part in (z - z.mean(0), z))
     given_z = torch.stack([torch.ones_like(plain), centred, centred.square(), plain, plain.square()], 1)
-    n = (n / n.median()).clamp_max(_LARGEST_WEIGHT).double()
-    weights = (torch.ones_like(plain), n[one] * n[other])
+    n, m = ((size / size.median().clamp_min(1e-30)).clamp_max(_LARGEST_WEIGHT).double() for size in (n, e.norm(dim=1)))
+    weights = [torch.ones_like(plain), n[one] * n[other]]
+    if numbers:
+        weights.append(weights[1] * m[one] * m[other])
     return max(_partial(told, wanted, given_z, weight.sqrt()) for weight in weights)
 
 
@@ -125,7 +147,7 @@ class Detector:
     wager: Wager = field(init=False)
     _tops: dict[int, OwnTop] = field(default_factory=dict)
     _columns: dict[int, Tensor] = field(default_factory=dict)
-    _pools: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
+    _pools: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.wager = Wager(limit=0.5, false_alarms=self.false_alarms)
@@ -141,12 +163,12 @@ class Detector:
         rows = self._rows(labels)
         if rows is None:
             return None
-        flat = activations.detach().flatten(1)
-        width = flat.shape[1]
+        z = flat(activations.detach())
+        width = z.shape[1]
         if width not in self._columns:
             self._columns[width] = torch.randperm(width, generator=self.generator)[:COLUMNS].sort().values
         return Sample(
-            activations=_some(flat, rows, self._columns[width]),
+            activations=_some(z, rows, self._columns[width]),
             labels=labels.detach().cpu().reshape(len(labels), -1)[rows],
             rows=rows,
             columns=self._columns[width],
@@ -154,23 +176,23 @@ class Detector:
 
     def add(self, sample: Sample, gradients: Tensor) -> float | None:
         """The gradient `[B, ...]` that came for it. The score, once enough rows are together."""
-        z, g = sample.activations, _some(gradients.detach().flatten(1), sample.rows, sample.columns)
+        z, g = sample.activations, _some(flat(gradients.detach()), sample.rows, sample.columns)
         if not bool(z.isfinite().all()):
             return None
         labels = sample.labels[:, 0] if self.classes else sample.labels
         width = z.shape[1]
         top = self._tops.setdefault(width, OwnTop(width, self.classes))
         pool = self._pools.setdefault(width, [])
-        pool.append((z, g, top.errors(z, labels)))
+        pool.append((z, g, top.errors(z, labels), labels))
         if sum(len(part[0]) for part in pool) < LEAST_ROWS:
             return None
         del self._pools[width]
-        return self._judge(*(torch.cat(parts) for parts in zip(*pool, strict=True)))
+        z, g, e, labels = (torch.cat(parts) for parts in zip(*pool, strict=True))
+        varied = _mixed(e) if self.classes else top.varied(labels)
+        return self._judge(z, g, e) if varied else None
 
     def _judge(self, z: Tensor, g: Tensor, e: Tensor) -> float | None:
-        if self.classes and not _mixed(e):
-            return None
-        score = label_trace(z, g, e)
+        score = label_trace(z, g, e, numbers=not self.classes)
         if score is None:
             return None
         cap = min(CAP, self.level)
@@ -181,7 +203,7 @@ class Detector:
 
     def _rows(self, labels: Tensor) -> Tensor | None:
         known = labels.detach().cpu().reshape(len(labels), -1)
-        usable = torch.ones(len(known), dtype=torch.bool)
+        usable = known.isfinite().all(1)
         if self.classes:
             if known.shape[1] != 1:
                 return None
@@ -191,10 +213,10 @@ class Detector:
         return chosen if len(chosen) else None
 
 
-def _some(flat: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    if len(rows) < len(flat):
-        flat = flat[rows.to(flat.device)]
-    return flat[:, columns.to(flat.device)].float().cpu()
+def _some(side: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    if len(rows) < len(side):
+        side = side[rows.to(side.device)]
+    return side[:, columns.to(side.device)].float().cpu()
 
 
 def _mixed(errors: Tensor) -> bool:

@@ -21,6 +21,8 @@ STATES = {
     ("replica", "weights"): "weights and optimizer",
     ("share", "weights"): "weights, to be averaged",
     ("share", "gradients"): "gradients, to be summed",
+    ("call", "weights"): "word that all shares are there",
+    ("unmask", "weights"): "key of its own mask",
     ("mean", "weights"): "averaged weights",
     ("mean", "gradients"): "summed gradients",
 }
@@ -57,7 +59,7 @@ class Move:
     sender: str
     receiver: str
     what: str
-    """`"replica"`, `"share"` of an average, or its result: `"mean"`."""
+    """`"replica"`, `"share"` of an average, or its result: `"mean"`; `"call"` and `"unmask"` of sums under masks."""
     of: str
     """`"weights"` or `"gradients"`."""
     sealed: bool

@@ -1,22 +1,24 @@
 """SplitGuard: labels that are wrong on purpose, and what the server makes of them.
 
-Erdoğan, Küpçü and Çiçek 2022 (arXiv 2108.09052, section 4). From batch `AFTER` on, with the chance `FAKE`, a client
-sends a batch with wrong labels; its gradient is not used. A server that learns the task sends large gradients for it,
-in another direction; one that never looks at labels cannot tell. Near 1 the server is honest, near 0 it is not.
+Erdoğan, Küpçü and Çiçek 2022 (arXiv 2108.09052, section 4). Now and then a client gives a mini-batch wrong labels, and
+does not learn from what comes back. A server that learns the task answers it with larger gradients in another
+direction; one that never looks at labels cannot tell. Near 1 the score is that of an honest server, near 0 it is not.
 
-A run must feed it: tickets of their own for fake batches, drawn from the client's secret, that look to the server like
-any other; labels drawn anew among the other classes; and the client's segment must not step on what comes back. Until
-then nothing calls this. A server with a model of the task beside its attack deceives it (SplitSpy, in Fu et al. 2023).
+What is concluded from scores is the paper's policy of averages: the mean of the last `JUDGED` is below `THRESHOLD`. It
+has no stated rate of false alarms: a model that has not begun to learn answers all labels alike, and passes for
+dishonest. A server with a model of the task beside its attack deceives it (SplitSpy, in Fu et al. 2023).
 """
 
 import math
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-AFTER, FAKE = 20, 0.1
 STEEPNESS, POWER = 5.0, 2.0
+JUDGED, THRESHOLD = 10, 0.9
 
 
 @dataclass(slots=True)
@@ -37,6 +39,18 @@ class Sums:
         assert self.total is not None
         assert other.total is not None
         return Sums(self.total + other.total, self.norms + other.norms, self.count + other.count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """To be kept; nothing of an empty set."""
+        numbers = torch.tensor([self.norms, float(self.count)], dtype=torch.float64)
+        return {} if self.total is None else {"total": self.total, "numbers": numbers}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Sums":
+        if not tensors:
+            return cls()
+        norms, count = tensors["numbers"].tolist()
+        return cls(tensors["total"].clone(), norms, int(count))
 
 
 def splitguard_score(fake: Sums, one: Sums, other: Sums) -> float:
@@ -66,35 +80,45 @@ def _distance(one: Sums, other: Sums) -> float:
 
 @dataclass(kw_only=True, slots=True)
 class SplitGuard:
-    """Adds up what came back. `generator` parts regular batches into halves; the server must not know it.
+    """Adds up the gradients of whole mini-batches, all of one shape, and judges the server after each fake one."""
 
-    >>> guard = SplitGuard(generator=torch.Generator().manual_seed(1))
-    >>> guard.score is None
-    True
-    """
-
-    generator: torch.Generator
     fakes: Sums = field(default_factory=Sums)
     halves: tuple[Sums, Sums] = field(default_factory=lambda: (Sums(), Sums()))
-    batches: int = 0
+    scores: deque[float] = field(default_factory=lambda: deque(maxlen=JUDGED))
 
-    def wants_fake(self) -> bool:
-        """Whether the next batch is to be a fake one."""
-        self.batches += 1
-        drawn = float(torch.rand((), generator=self.generator))
-        return self.batches > AFTER and drawn < FAKE
+    def regular(self, gradient: Tensor, half: int) -> None:
+        """The gradient of a mini-batch with its own labels. `half`: 0 or 1, by a draw that the server cannot know."""
+        self.halves[half].add(gradient)
 
-    def regular(self, gradient: Tensor) -> None:
-        """The gradient of a batch with its own labels, from batch `AFTER` on as in the paper; earlier ones are left."""
-        if self.batches > AFTER:
-            self.halves[int(torch.randint(2, (), generator=self.generator))].add(gradient)
-
-    def fake(self, gradient: Tensor) -> None:
+    def fake(self, gradient: Tensor) -> float | None:
+        """The gradient of a mini-batch with wrong labels. The score; None until both halves have some."""
         self.fakes.add(gradient)
+        if not (self.halves[0].count and self.halves[1].count):
+            return None
+        self.scores.append(splitguard_score(self.fakes, *self.halves))
+        return self.scores[-1]
 
     @property
-    def score(self) -> float | None:
-        """None until there are a fake batch and two halves."""
-        if not (self.fakes.count and self.halves[0].count and self.halves[1].count):
-            return None
-        return splitguard_score(self.fakes, *self.halves)
+    def mean(self) -> float:
+        """Of the last scores; 1 while there are none."""
+        return math.fsum(self.scores) / len(self.scores) if self.scores else 1.0
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last `JUDGED` scores speak for a server that does not look at labels."""
+        return len(self.scores) == JUDGED and self.mean < THRESHOLD
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is remembered."""
+        sets = {"fakes": self.fakes, "one": self.halves[0], "other": self.halves[1]}
+        found = {f"{part}.{name}": tensor for part, sums in sets.items() for name, tensor in sums.tensors().items()}
+        return found | {"scores": torch.tensor(list(self.scores), dtype=torch.float64)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what `tensors` gave, and nothing else."""
+        parts = [
+            Sums.of({name: tensors[f"{part}.{name}"] for name in ("total", "numbers") if f"{part}.{name}" in tensors})
+            for part in ("fakes", "one", "other")
+        ]
+        self.fakes, self.halves = parts[0], (parts[1], parts[2])
+        self.scores = deque(tensors["scores"].tolist() if "scores" in tensors else (), maxlen=JUDGED)

@@ -35,3 +35,8 @@ class Seen:
 
 Tap = Callable[[Seen], Stop | None]
 """May end the run before this tensor is released, by returning a `Stop`."""
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """`[B, ...]` as `[B, F]`; a single number a row, `[B]`, as `[B, 1]`."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
