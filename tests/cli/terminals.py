@@ -4,7 +4,6 @@ Torch loads slowly: it is loaded once, by the process that all of them are forke
 """
 
 import io
-import multiprocessing
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cli.typed import Typed
+from processes.forking import forking
 
 PATIENCE_S = 60.0
 Arguments = Sequence[object]
@@ -24,10 +24,9 @@ class Terminal:
     """One process. `start` types a command, `end` waits for what it answers."""
 
     def __init__(self) -> None:
-        forking = multiprocessing.get_context("forkserver")
-        forking.set_forkserver_preload(["cutlayer.cli.app", "cutlayer.party.run"])
-        self._pipe, theirs = forking.Pipe()
-        self._process = forking.Process(target=_work, args=(theirs,), daemon=True)
+        context = forking()
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
         self._said: list[tuple[str, str]] = []

@@ -22,7 +22,7 @@ ROWS, FRESH = 60, 21
 LIMITS = "[limits]\njoin_timeout_s = 60\n"
 BANKS = """
 name = "banks"
-format = 5
+format = 6
 topology = "{topology}"
 schedule = "joint"
 labels = "{labels}"
@@ -78,7 +78,7 @@ B_COLUMNS = BANK_B.splitlines(keepends=True)[-2:]
 LABEL = 'label = "bad"\nclasses = ["no", "yes"]\n'
 HOSPITALS = """
 name = "hospitals"
-format = 5
+format = 6
 topology = "u_shaped"
 schedule = "alternating"
 [training]

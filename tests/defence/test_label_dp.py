@@ -121,3 +121,16 @@ def test_shapes_and_options_that_it_cannot_defend_are_refused_in_the_plan() -> N
     for strength in (-1.0, math.inf, math.nan):
         with pytest.raises(PlanError, match="epsilon"):
             LabelDp(epsilon=strength)
+    with pytest.raises(PlanError, match="did you mean 'forward'"):
+        LabelDp(epsilon=1.0, correction="foreward")
+    with pytest.raises(PlanError, match="tell nothing"):
+        LabelDp(epsilon=0.0, correction="backward")
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_chances_that_it_tells_are_those_by_which_it_answers(classes: int) -> None:
+    for epsilon in (0.0, 1.0, 20.0, 63.0):
+        defence = LabelDp(epsilon=epsilon)
+        changed = 1 - defence.chances(classes).diagonal()
+        assert changed.tolist() == pytest.approx([float(defence._threshold(classes)) / 2**64] * classes, abs=1e-15)
+        assert defence.chances(classes).sum(1).tolist() == pytest.approx([1.0] * classes, abs=1e-15)

@@ -1,6 +1,7 @@
 """Defended runs against the uncut model with the same defence as a layer, as a term of the loss, or as a gradient."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -23,12 +24,12 @@ CLIP, SIGMA = 0.7, 0.3
 class Tapped:
     """Keeps what one party saw, in order."""
 
-    def __init__(self, party: str = "a") -> None:
-        self.party = party
+    def __init__(self, party: str = "a", purpose: str = "train") -> None:
+        self.party, self.purpose = party, purpose
         self.seen: list[Seen] = []
 
     def __call__(self, seen: Seen) -> None:
-        if seen.party == self.party and seen.ticket.purpose == "train":
+        if seen.party == self.party and seen.ticket.purpose == self.purpose:
             self.seen.append(seen)
 
     def tensors(self, way: str, *, edge: str = "bottom->top") -> list[Tensor]:
@@ -142,6 +143,7 @@ NEUTRAL = {
     "nopeek": DefenceTerms(forward=(method("nopeek", alpha=0.0),)),
     "decorrelation": DefenceTerms(forward=(method("decorrelation", weight=0.0),)),
     "isotropic": DefenceTerms(backward=(method("isotropic", ratio=0.0),)),
+    "label_dp": DefenceTerms(edge="y->top", forward=(method("label_dp", epsilon=64.0, correction="backward"),)),
 }
 
 
@@ -176,6 +178,38 @@ def test_labels_are_answered_at_random_once_and_the_same_in_every_epoch() -> Non
     assert not torch.equal(told[0], rows().tensors[1])
 
 
+EPSILON = 1.0
+ODDS = torch.ones(3, 3).double() + (math.exp(EPSILON) - 1) * torch.eye(3).double()
+CHANCES = ODDS / ODDS.sum(1)
+
+
+def corrected(correction: str, scores: Tensor, answers: Tensor) -> Tensor:
+    """Patrini's losses written out, the mean over rows."""
+    if correction == "forward":
+        return F.nll_loss((scores.softmax(1) @ CHANCES).log(), answers)
+    return torch.sum(torch.linalg.inv(CHANCES)[answers] * -scores.log_softmax(1)) / len(scores)
+
+
+@pytest.mark.parametrize("correction", ["forward", "backward"])
+def test_a_loss_over_answers_is_corrected_by_who_ends_in_it(correction: str) -> None:
+    """Against the uncut model, on the answers that crossed; and what it scores on held-out rows."""
+    train, held_out = Tapped(), Tapped(purpose="eval")
+    answered = DefenceTerms(edge="y->top", forward=(method("label_dp", epsilon=EPSILON, correction=correction),))
+    result = run(None, taps=(train, held_out), defence=answered, held_out={"a": rows()})
+    model = network()
+    for (x, _), answers in zip(batches(), train.tensors("forward", edge="y->top"), strict=True):
+        model.zero_grad()
+        torch.autograd.backward(corrected(correction, model(x), answers))
+        descend(model)
+    assert_equal_weights(result, model)
+    answers = torch.cat(held_out.tensors("forward", edge="y->top"))[-ROWS:]
+    scores = model(rows().tensors[0]).detach()
+    right = torch.linalg.inv(CHANCES)[answers, scores.argmax(1)].mean()
+    assert not torch.equal(answers, rows().tensors[1])
+    assert result.metrics["a"]["loss"] == pytest.approx(float(corrected(correction, scores, answers)), abs=1e-12)
+    assert result.metrics["a"]["accuracy"] == pytest.approx(float(right), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("defence", "said"),
     [
@@ -185,12 +219,27 @@ def test_labels_are_answered_at_random_once_and_the_same_in_every_epoch() -> Non
         (DefenceTerms(forward=(method("label_dp", epsilon=1.0),)), "label_dp is for labels"),
         (DefenceTerms(forward=(method("gaussian", clip=1.0, sigma=1.0), method("shredder", scale=1.0))), "come last"),
         (DefenceTerms(segment="bottom", forward=(method("nopeek", alpha=1.0),)), "say update"),
+        (DefenceTerms(backward=(method("marvell", s=1.0),)), "the labels have 3: say max_norm"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_cannot_defend_is_refused_in_words(defence: DefenceTerms, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         run(defence=defence)
+
+
+@pytest.mark.parametrize("terms", [{"batch_size": 1}, {"batch_size": 8, "micro_batches": 8}], ids=str)
+def test_marvell_is_refused_where_no_mini_batch_has_two_rows(terms: dict[str, Any]) -> None:
+    model = nn.Sequential(*network()[:4].children(), nn.Linear(6, 2).double())
+    with pytest.raises(PlanError, match="compares rows of two classes"):
+        run(model=model, defence=DefenceTerms(backward=(method("marvell", s=1.0),)), **terms)
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", {"name": "cross_entropy", "label_smoothing": 0.1}], ids=str)
+def test_a_loss_that_cannot_be_corrected_is_refused(loss: Any) -> None:
+    answers = DefenceTerms(edge="y->top", forward=(method("label_dp", epsilon=1.0, correction="forward"),))
+    with pytest.raises(PlanError, match="label_dp corrects cross_entropy, nll_loss"):
+        run(loss=loss, defence=answers)
 
 
 def test_a_statistic_of_the_batch_is_refused_with_micro_batches() -> None:

@@ -1,6 +1,5 @@
 """Starts the parties of a run, starts those again that were killed, and sees that it comes to an end."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from cutlayer.keys import make_demo_kit
 from faults.faults import Fault
 from faults.member import Errand, Told, work
 from processes.crew import Job, pinned
+from processes.forking import forking
 
 DEADLINE_S = 100.0
 """A run that has not ended by then hangs."""
@@ -23,8 +23,7 @@ NEVER = float("inf")
 SHOWN_S = 1.0
 PORT_S = 60.0
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch._dynamo", "cutlayer.party.run", "cutlayer.keys"])  # what takes long
+_context = forking()
 
 
 class HangError(AssertionError):

@@ -9,7 +9,7 @@ import torch
 
 from cutlayer.party.report import report
 from cutlayer.plan.limits import Limits
-from cutlayer.plan.terms import CodecTerms, Method, SaveTerms
+from cutlayer.plan.terms import CodecTerms, Method, ProbeTerms, SaveTerms, TurnCheckTerms
 from cutlayer.simulation import simulate_plan
 from equivalence.longhand import SECRETS
 from equivalence.test_network_schedules import job as schedule_job
@@ -63,6 +63,8 @@ TRADING_JOBS: dict[str, Job] = {
             ),
         ),
     ),
+    "probes": replace(JOBS["u_shaped"], terms=replace(JOBS["u_shaped"].terms, probe=ProbeTerms(share=0.4, after=2))),
+    "turn_check": _with(JOBS["vanilla"], turn_check=TurnCheckTerms(window=4, slack=1.0)),
 }
 """Those in which more than weights is remembered from one step to the next."""
 

@@ -2,20 +2,23 @@
 
     scripts/mutate [WORDS]      all mutations of mutations.toml, or those whose name has these words
 
-Each runs in a copy of the source of its own, `--jobs` at a time. A mutation is killed if its tests fail (are not merely
-unable to run) within 30 s of processor time; first they must pass on the code as it is.
+Each runs in a copy of the source of its own, `--jobs` at a time, without the longest tests. A mutation is
+killed if its tests fail (are not merely unable to run) within 30 s of processor time; first they must pass on the code
+as it is. Each run is a fork of this process, which has imported torch and its like, and nothing of cutlayer.
 """
 
 import argparse
+import importlib
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-import threading
+import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +29,18 @@ PATIENCE_S = 300.0
 """On the clock: the machine may do other things."""
 FAILED, PASSED = 1, 0
 """pytest's exit codes; others say that the tests could not run."""
+TIER = "not long"
+HEAVY = (
+    "torch._dynamo",
+    "scipy.stats",
+    "dp_accounting.pld",
+    "msgspec",
+    "cryptography.x509",
+    "pyarrow",
+    "rich.table",
+    "pytest",
+)
+"""Imported once, before the forks; not what pytest rewrites, such as plugins."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,11 +56,22 @@ class Mutation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How the tests of a mutation ended, and what they took."""
+    """How tests ended, and what they took."""
 
     code: int
     cpu_s: float
     said: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Work:
+    """Tests on the package in a folder that `source` makes; `folders` go when they have ended."""
+
+    tests: tuple[str, ...]
+    source: Callable[[ExitStack], Path]
+    folders: ExitStack = field(default_factory=ExitStack)
+    output: Path = Path()
+    begun: float = 0.0
 
 
 def main() -> None:
@@ -57,12 +83,17 @@ def main() -> None:
     faults = [fault for mutation in mutations for fault in misfits(mutation)]
     if faults or not mutations:
         sys.exit("\n".join(faults) or f"no mutation has {args.words!r} in its name")
-    with ThreadPoolExecutor(args.jobs) as pool:
-        sound = run(tuple(sorted({test for mutation in mutations for test in mutation.tests})), ROOT / "src")
-        if sound.code != PASSED:
-            sys.exit(f"some of these tests fail on the code as it is:\n{sound.said}")
-        survivors = sum(not told(*pair) for pair in zip(mutations, pool.map(run_mutated, mutations), strict=True))
-    print(f"{len(mutations) - survivors} passed, {survivors} failed")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in HEAVY:
+        importlib.import_module(name)
+    begun = time.monotonic()
+    sound = run([Work(tests=part, source=lambda _: ROOT / "src") for part in parts(mutations, args.jobs)], args.jobs)
+    if failed := [outcome.said for _, outcome in sound if outcome.code != PASSED]:
+        sys.exit("some of these tests fail on the code as it is:\n" + "\n".join(failed))
+    print(f"the tests pass on the code as it is: {time.monotonic() - begun:.0f} s", flush=True)
+    works = [Work(tests=each.tests, source=mutated(each)) for each in mutations]
+    survivors = sum(not told(mutations[number], outcome) for number, outcome in run(works, args.jobs))
+    print(f"{len(mutations) - survivors} passed, {survivors} failed, {time.monotonic() - begun:.0f} s")
     sys.exit(bool(survivors))
 
 
@@ -78,6 +109,14 @@ def misfits(mutation: Mutation) -> list[str]:
     return [] if count == 1 else [f"{mutation.name}: its line is {count} times in {mutation.file}: mend {LIST.name}"]
 
 
+def parts(mutations: Iterable[Mutation], count: int) -> list[tuple[str, ...]]:
+    """All their tests, dealt out; a file's stay together, so that its fixtures are made once."""
+    tests = sorted({test for mutation in mutations for test in mutation.tests})
+    files = sorted({test.partition("::")[0] for test in tests})
+    dealt = [{*files[at::count]} for at in range(count)]
+    return [part for own in dealt if (part := tuple(test for test in tests if test.partition("::")[0] in own))]
+
+
 def told(mutation: Mutation, outcome: Outcome) -> bool:
     """Say how it went; whether the mutation was killed."""
     killed = outcome.code == FAILED and outcome.cpu_s <= LIMIT_S
@@ -88,31 +127,76 @@ def told(mutation: Mutation, outcome: Outcome) -> bool:
     return killed
 
 
-def run_mutated(mutation: Mutation) -> Outcome:
-    with tempfile.TemporaryDirectory(prefix="cutlayer-mutation-") as folder:
-        source = Path(folder) / "src"
-        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+def mutated(mutation: Mutation) -> Callable[[ExitStack], Path]:
+    """Makes a copy of the source with the mutation in it; what is compiled comes along, but for the one file."""
+
+    def make(folders: ExitStack) -> Path:
+        source = Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="cutlayer-mutation-"))) / "src"
+        shutil.copytree(ROOT / "src", source)
         target = source / Path(mutation.file).relative_to("src")
         target.write_text(target.read_text().replace(mutation.old, mutation.new))
-        return run(mutation.tests, source)
+        for compiled in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):
+            compiled.unlink()
+        return source
+
+    return make
 
 
-def run(tests: tuple[str, ...], source: Path) -> Outcome:
-    """The tests on the package in `source`, which goes before the installed one."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", *tests]
-    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as told_file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=told_file, stderr=subprocess.STDOUT
-        )
-        late = threading.Timer(PATIENCE_S, process.kill)
-        late.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        late.cancel()
-        process.returncode = os.waitstatus_to_exitcode(status)
-        told_file.seek(0)
-        said = told_file.read().decode(errors="replace")[-2000:]
-    return Outcome(code=process.returncode, cpu_s=usage.ru_utime + usage.ru_stime, said=said)
+# ---------------------------------------------------------------------- forks
+
+
+def run(works: Iterable[Work], jobs: int) -> Iterator[tuple[int, Outcome]]:
+    """The outcome of each, with its number, as they end."""
+    waiting, running = enumerate(works), dict[int, tuple[int, Work]]()
+    while True:
+        while len(running) < jobs and (following := next(waiting, None)) is not None:
+            running[begin(following[1])] = following
+        if not running:
+            return
+        for pid, (number, work) in list(running.items()):
+            ended, status, usage = os.wait4(pid, os.WNOHANG)
+            if ended:
+                del running[pid]
+                said = work.output.read_text(errors="replace")[-2000:]
+                work.folders.close()
+                code = os.waitstatus_to_exitcode(status)
+                yield number, Outcome(code=code, cpu_s=usage.ru_utime + usage.ru_stime, said=said)
+            elif time.monotonic() - work.begun > PATIENCE_S:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def begin(work: Work) -> int:
+    """Fork a process that runs the tests; its number."""
+    source = work.source(work.folders)
+    work.output = Path(work.folders.enter_context(tempfile.TemporaryDirectory(prefix="cutlayer-mutation-"))) / "said"
+    work.begun = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        code = 3
+        try:
+            code = tested(work.tests, source, work.output)
+        finally:
+            os._exit(code)
+    return pid
+
+
+def tested(tests: tuple[str, ...], source: Path, output: Path) -> int:
+    """In the fork: run the tests on the package in `source`, which goes before the installed one."""
+    import pytest
+
+    for stream, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT)):
+        os.dup2(os.open(os.devnull if not stream else output, flags, 0o600), stream)
+    os.dup2(1, 2)
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(source)
+    sys.path.insert(0, str(source))
+    sys.dont_write_bytecode = source != ROOT / "src"
+    code = int(pytest.main(["-x", "-m", TIER, *tests]))
+    known = sys.modules.get("cutlayer")
+    assert known is None or Path(known.__file__ or "").is_relative_to(source)
+    sys.stdout.flush()
+    return code
 
 
 if __name__ == "__main__":

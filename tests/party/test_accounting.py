@@ -57,6 +57,20 @@ def test_releases_of_a_frozen_bottom_compose_by_row() -> None:
     assert epsilon(run(network(frozen=True))) == pytest.approx(gaussians(ROUNDS), rel=1e-3)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_releases_of_a_frozen_bottom_that_normalises_over_a_batch_compose_over_all_rows(
+    affine: bool, tracked: bool
+) -> None:
+    """Each row has a part in what is released of the others, with running statistics or without."""
+    bottom = (nn.Linear(5, 8), nn.BatchNorm1d(8, affine=affine, track_running_stats=tracked))
+    torch.manual_seed(0)
+    model = nn.Sequential(*bottom, nn.Linear(8, 3))
+    for parameter in model[:2].parameters():
+        parameter.requires_grad_(False)
+    assert epsilon(run(model)) == pytest.approx(gaussians(ROWS * ROUNDS), rel=1e-3)
+
+
 def test_evaluation_counts_as_training_does() -> None:
     held_out = {"a": rows()}
     result = run(network(), held_out=held_out)

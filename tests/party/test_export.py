@@ -100,7 +100,7 @@ class Network:
 
     def write(self, folder: Path) -> Path:
         plan = folder / "plan.toml"
-        plan.write_text(f'name = "x"\nformat = 5\n{self.head}{TERMS}{self.cut}\n{self.parties}')
+        plan.write_text(f'name = "x"\nformat = 6\n{self.head}{TERMS}{self.cut}\n{self.parties}')
         (folder / "model.py").write_text(self.model)
         draw_weights(plan)
         return plan

@@ -39,7 +39,7 @@ def optimizer(**options: Any) -> dict[str, Any]:
 
 
 FAULTY: dict[str, dict[str, Any]] = {
-    "format = 2: this cutlayer reads plans of format 5": {"format": 2},
+    "format = 2: this cutlayer reads plans of format 6": {"format": 2},
     "input.shape = [3, 0]: sizes of one row are at least 1 (without": {"input": InputTerms(shape=(3, 0))},
     "topology = 'vanila' is unknown: did you mean 'vanilla'?": {"topology": "vanila"},
     "topology = 'x' is unknown; known are bottleneck, decoupled, extended_vanilla, multi_hop, multi_task, o": {

@@ -80,7 +80,7 @@ PLAN = Plan(
         },
     ),
 )
-GOLDEN = "302c3e8303b0b13810328f1b72af5b13bdef4c929e8687a8b71f873b75c94ccb"
+GOLDEN = "b73f905b4d79bfb124c46568b0390e8d9eb0745031e170e683512749f0007a0c"
 
 
 def changes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,5 @@
 """Parties in processes of their own, over lanes with mTLS, kept alive from one run to the next (torch loads slowly)."""
 
-import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -21,6 +20,7 @@ from cutlayer.party.run import Network, run
 from cutlayer.plan.terms import Terms
 from equivalence.longhand import SECRETS
 from equivalence.models import CASES, Case
+from processes.forking import forking
 
 ANSWER_S = 90.0
 
@@ -60,12 +60,12 @@ class Crew:
     def __init__(self, folder: Path, parties: tuple[str, ...]) -> None:
         make_demo_kit(folder, parties)
         self._folder = folder
-        spawning = multiprocessing.get_context("spawn")
+        context = forking()
         self._pipes: dict[str, Connection] = {}
         self._processes = []
         for party in parties:
-            ours, theirs = spawning.Pipe()
-            process = spawning.Process(target=_work, args=(party, folder, theirs), daemon=True)
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(party, folder, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes[party] = ours

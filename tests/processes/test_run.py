@@ -1,20 +1,17 @@
 """`cutlayer run` as people use it: a process a party, in any order, and what happens when one of them goes away."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from cutlayer.cli.app import app
+from processes.commands import Running, forked, new
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -22,59 +19,41 @@ HOSPITALS = ("hospital-a", "hospital-b", "hospital-c")
 SHORT = "\n[limits]\njoin_timeout_s = 60\nsilence_timeout_s = 4\nreconnect_timeout_s = 2\n"
 
 
-@dataclass
-class Running:
-    """A `cutlayer` command in a process of its own; what it says goes to files."""
-
-    process: subprocess.Popen[bytes]
-    told: Path
-
-    @property
-    def text(self) -> str:
-        return self.told.read_text()
-
-    def wait_for(self, words: str, timeout_s: float = 90) -> str:
-        """The output, once `words` (a regular expression) are in it."""
-        deadline = time.monotonic() + timeout_s
-        while not re.search(words, self.text):
-            assert time.monotonic() < deadline, f"{words!r} never came; it said:\n{self.text}"
-            assert self.process.poll() is None or re.search(words, self.text), self.text
-            time.sleep(0.05)
-        return self.text
-
-    def end(self, timeout_s: float = 90) -> int:
-        return self.process.wait(timeout_s)
-
-
 Start = Callable[..., Running]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """`start("run", "--as", "lab")` runs `cutlayer run --as lab`. What still runs at the end is killed."""
+def begun(tmp_path: Path) -> Iterator[list[Running]]:
+    """Commands that were started; what still runs at the end is killed."""
     started: list[Running] = []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-    def go(*arguments: object, folder: Path | None = None) -> Running:
-        told = tmp_path / f"told-{len(started)}.txt"
-        with told.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cutlayer", *map(str, arguments)],
-                cwd=folder or tmp_path / "job",
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        started.append(Running(process, told))
-        return started[-1]
-
-    yield go
+    yield started
     for running in started:
         if running.process.poll() is None:
             running.process.send_signal(signal.SIGCONT)
             running.process.kill()
         running.process.wait(30)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, begun: list[Running]) -> Start:
+    """`terminal("run", "--as", "lab")` types `cutlayer run --as lab`."""
+
+    def go(*arguments: object, folder: Path | None = None) -> Running:
+        begun.append(new([*map(str, arguments)], folder or tmp_path / "job", tmp_path / f"told-{len(begun)}.txt"))
+        return begun[-1]
+
+    return go
+
+
+@pytest.fixture
+def start(tmp_path: Path, begun: list[Running]) -> Start:
+    """The same, in a process that need not load torch first."""
+
+    def go(*arguments: object, folder: Path | None = None) -> Running:
+        begun.append(forked([*map(str, arguments)], folder or tmp_path / "job", tmp_path / f"told-{len(begun)}.txt"))
+        return begun[-1]
+
+    return go
 
 
 def here(*arguments: object) -> None:
@@ -108,16 +87,16 @@ def hospital(start: Start, name: str, port: str, *more: object) -> Running:
     return start("run", "--as", name, "--connect", f"127.0.0.1:{port}", "--facts", "--threads", 1, *more)
 
 
-def test_four_terminals_in_any_order_give_the_bits_of_the_simulation(start: Start, job: Path) -> None:
+def test_four_terminals_in_any_order_give_the_bits_of_the_simulation(terminal: Start, job: Path) -> None:
     accepted(job, rounds=10)
-    probe, port = lab_and_port(start)
+    probe, port = lab_and_port(terminal)
     probe.process.send_signal(signal.SIGINT)
     assert probe.end() == 130
     parties = [
-        hospital(start, name, port, "--json", f"{name}.json") for name in ("hospital-b", "hospital-a", "hospital-c")
+        hospital(terminal, name, port, "--json", f"{name}.json") for name in ("hospital-b", "hospital-a", "hospital-c")
     ]
     parties[0].wait_for("dials lab")
-    lab = start("run", "--as", "lab", "--listen", f"127.0.0.1:{port}", "--threads", 1, "--json", "lab.json")
+    lab = terminal("run", "--as", "lab", "--listen", f"127.0.0.1:{port}", "--threads", 1, "--json", "lab.json")
     for running in (*parties, lab):
         assert running.end() == 0, running.text
     threads = torch.get_num_threads()
@@ -161,7 +140,7 @@ def test_a_killed_party_is_named_by_the_others_who_do_not_wait_for_ever(start: S
 def test_killed_parties_come_back_by_the_same_command_and_the_result_is_that_of_the_simulation(
     start: Start, job: Path
 ) -> None:
-    accepted(job, rounds=60, rejoin_timeout_s=100)
+    accepted(job, rounds=30, rejoin_timeout_s=100)
     lab, port = lab_and_port(start)
     hospitals = [hospital(start, name, port) for name in HOSPITALS]
     lab.wait_for('"Saved"')

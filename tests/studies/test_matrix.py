@@ -1,5 +1,6 @@
 """Recordings of runs, attacks on them, and what a plan says of exposure."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,19 @@ from cutlayer.attack.traffic import Traffic
 from cutlayer.errors import DataError, PlanError
 from cutlayer.party.agreement import draft
 from cutlayer.plan.methods import methods_from
-from cutlayer.plan.terms import BudgetTerms, DefenceTerms, InputTerms, Method, ModelTerms, PartyTerms, Terms, Training
-from cutlayer.studies.exposure import exposures, warnings
+from cutlayer.plan.terms import (
+    BudgetTerms,
+    DefenceTerms,
+    InputTerms,
+    Method,
+    ModelTerms,
+    PartyTerms,
+    ProbeTerms,
+    Terms,
+    Training,
+    TurnCheckTerms,
+)
+from cutlayer.studies.exposure import exposures, warnings, watches
 from cutlayer.studies.leakage import draw
 from cutlayer.studies.matrix import NONE, Case, Cell, Question, defences_from, leak_of, matrix
 from cutlayer.studies.recording import Recorder
@@ -155,3 +167,16 @@ def test_each_channel_is_said_with_what_protects_it() -> None:
     heuristic = DefenceTerms(forward=(Method(name="nopeek", options={"alpha": 1.0}),))
     told = exposures(draft(terms(defence=(heuristic,)), network()).plan)[0].protected_by
     assert "bounds nothing (ε = ∞)" in told
+
+
+def test_probes_and_checks_of_turns_are_said() -> None:
+    plan = draft(terms(), network()).plan
+    assert not [*watches(plan)]
+    watched = replace(
+        plan.terms,
+        probe=ProbeTerms(share=0.1, after=20),
+        training=replace(plan.terms.training, turn_check=TurnCheckTerms(window=10)),
+    )
+    probes, turns = watches(replace(plan, terms=watched))
+    assert "from its step 21 on, 10% of the mini-batches of hospital-a" in probes
+    assert "unlike most of the last 10" in turns

@@ -83,7 +83,7 @@ def _show_exposure(plan: "Plan", console: Console) -> None:
     from rich import box
     from rich.markup import escape
 
-    from cutlayer.studies.exposure import exposures, warnings
+    from cutlayer.studies.exposure import exposures, warnings, watches
 
     table = Table(title="Who could learn what", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("channel", "from → to", "tells", "protected by"):
@@ -96,6 +96,8 @@ def _show_exposure(plan: "Plan", console: Console) -> None:
     for budget in plan.terms.budget:
         told = f"ε = {budget.epsilon:g} at δ = {budget.delta:g}"
         console.print(f"{budget.party} stops before its {budget.channel} would tell more of a row than {told}")
+    for sentence in watches(plan):
+        console.print(escape(sentence), soft_wrap=True)
     for sentence in warnings(plan):
         console.print(f"[bold red]warning:[/bold red] {escape(sentence)}", soft_wrap=True)
 

@@ -11,7 +11,18 @@ import msgspec
 import typer
 
 from cutlayer.errors import PlanError
-from cutlayer.observe.facts import Alarmed, Fact, Leaked, Noticed, Paced, Progressed, Resumed, Saved, Scored
+from cutlayer.observe.facts import (
+    Alarmed,
+    Fact,
+    Leaked,
+    Noticed,
+    Paced,
+    Progressed,
+    Resumed,
+    Saved,
+    Scored,
+    TurnedDown,
+)
 from cutlayer.observe.lines import to_line
 
 if TYPE_CHECKING:
@@ -108,7 +119,8 @@ def run(  # noqa: PLR0913 (each option overrides one line of the party's file)
                 saves=Saves(place=place, anew=anew),
                 denied=DenyList(own_file or plan.parent / f"{party}.toml", here.deny),
                 ledger=ledger_of(here, party, agreement.plan),
-                taps=(*taps, *monitor_for(here, agreement.plan, (observer, *audits), secret)),
+                openings=Path(here.keys) / f"{party}-{agreement.plan.digest[:12]}.openings",
+                taps=(*taps, *monitor_for(here, party, agreement.plan, (observer, *audits), secret)),
             )
     except KeyboardInterrupt:
         typer.echo(f"cutlayer: {party} was stopped by hand", err=True)
@@ -235,7 +247,7 @@ def all_rows(given: "dict[str, tuple[PartyFile, str]]", plan: Path) -> "dict[str
 
 
 def monitor_for(
-    here: "PartyFile", plan: "Plan", observers: "Sequence[Observer]", secret: bytes
+    here: "PartyFile", party: str, plan: "Plan", observers: "Sequence[Observer]", secret: bytes
 ) -> "tuple[Monitor, ...]":  # fmt: skip
     """The party's monitor, if it wants one; what it finds is told to the observers."""
     from cutlayer.observe.monitor import Monitor
@@ -244,7 +256,6 @@ def monitor_for(
 
     if not here.monitor:
         return ()
-    classes = max(plan.contents.classes.values(), default=0)
 
     def tell(fact: Leaked | Alarmed) -> None:
         for observer in observers:
@@ -252,8 +263,31 @@ def monitor_for(
             if isinstance(fact, Alarmed):
                 observer(Noticed(party=fact.party, sentence=fact.sentence))
 
-    watch = Watch(classes=classes, stops=plan.terms.on_alarm == "end")
+    watch = Watch(
+        classes=classes_seen(plan, party),
+        stops=plan.terms.on_alarm == "end",
+        label_edges=frozenset(edge.name for edge in plan.topology.edges if plan.topology.source_kind(edge) == "labels"),
+    )
     return (Monitor(watch, tell, seed=stream_seed(secret, "monitor")),)
+
+
+def classes_seen(plan: "Plan", party: str) -> int:
+    """How many classes the labels have that a party brings or, if it brings none, is sent.
+
+    0 where they are numbers, or not all of one kind. What is compared with one logit is of two.
+    """
+    from cutlayer.model.loss import KINDS
+
+    topology, found = plan.topology, set[int]()
+    own = {source.name for source in plan.sources_of(party) if source.kind == "labels"}
+    for node in topology.losses:
+        edge = topology.target(node.name)
+        if edge is None or edge.source not in (own or plan.contents.classes):
+            continue
+        one_number = plan.contents.edges[edge.name][0].shape in (("B",), ("B", 1))
+        two = 2 if KINDS[plan.loss_of(node.name).name].logit and one_number else 0
+        found.add(plan.contents.classes.get(edge.source, 0) or two)
+    return found.pop() if len(found) == 1 else 0
 
 
 def ledger_of(here: "PartyFile", party: str, plan: "Plan") -> Path | None:
@@ -334,7 +368,7 @@ def audit_for(here: "PartyFile", party: str, plan: str, results: Path) -> "Itera
 
 
 def _print_fact(fact: Fact) -> None:
-    if isinstance(fact, Alarmed | Leaked | Noticed | Paced | Progressed | Scored | Saved | Resumed):
+    if isinstance(fact, Alarmed | Leaked | Noticed | Paced | Progressed | Scored | Saved | Resumed | TurnedDown):
         print(to_line(fact), flush=True)
 
 

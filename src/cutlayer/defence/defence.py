@@ -68,7 +68,8 @@ class Defence(Protocol):
     @property
     def name(self) -> str:
         """As a plan would write it, such as `gaussian(clip=1.0, sigma=0.5)`."""
-        told = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self)]  # type: ignore[arg-type]
+        options = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        told = [f"{name}={value!r}" for name, value in options.items() if value != ""]
         return f"{self.word}({', '.join(told)})" if told else self.word
 
     @property
@@ -78,6 +79,11 @@ class Defence(Protocol):
 
     def fault(self, shape: TensorShape) -> str | None:
         """Why it cannot defend tensors like this, in a sentence with the mend; or None."""
+        return None
+
+    def labels_fault(self, classes: int, rows: int) -> str | None:
+        """Why it cannot defend with labels of so many classes (0: no class numbers) in mini-batches of so many rows;
+        asked of those that need labels."""
         return None
 
     def mechanism(self, shape: TensorShape) -> Mechanism | None:

@@ -149,13 +149,17 @@ class PerSample:
             parameter.grad = total.detach()
         return rows
 
+    def drop(self) -> None:
+        """Gradients not yet finished are gone."""
+        self._found, self._sums, self._rows = {}, {}, 0
+
     def close(self) -> None:
         """The module is as it was; gradients not yet finished are gone."""
         for handle in self._handles:
             handle.remove()
         for unit in self._units:
             vars(unit).pop("ft_compute_sample_grad", None)
-        self._found, self._sums, self._rows = {}, {}, 0
+        self.drop()
 
     def _capturing(self) -> Any:
         """A hook as a plain function, which a copy of the module shares: for that one it does nothing."""

@@ -2,9 +2,9 @@
 
 Warner 1965 (JASA) for two answers, Kairouz et al. 2016 (arXiv 1602.07387) for k, Ghazi et al. 2021 (arXiv 2102.06062)
 for training on them. A row's answer is drawn once, from a secret number of its own, and given again whenever the row is
-released: so epochs add nothing. Nothing is done about what this does to a loss: its mean over answers is not the loss
-over true labels. A corrected loss (Patrini et al. 2017, arXiv 1609.03683, forward correction) and a prior over the
-labels, which keeps more of them (LP-2ST of Ghazi et al.), are not built.
+released: so epochs add nothing. A loss over answers is not the loss over true labels: `correction` has whoever ends in
+the loss correct it by the odds of the answers (Patrini et al. 2017, arXiv 1609.03683), which all know from the plan. A
+prior over the labels, which keeps more of them (LP-2ST of Ghazi et al.), is not built.
 """
 
 import math
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from cutlayer.defence.defence import Context, Defence, Kind, Mechanism, State, strength_fault
 from cutlayer.errors import DataError, PlanError
+from cutlayer.plan.document import nearest
 from cutlayer.plan.tensors import TensorShape
 from cutlayer.plan.terms import Way
 
+CORRECTIONS = ("forward", "backward")
 OFF = 64.0
 """From this ε on (e^−64 is 2·10⁻²⁸) no label is ever changed: zero strength, as a finite number."""
 
@@ -31,17 +33,25 @@ class LabelDp(Defence):
     """`epsilon`: of k classes, a label is kept with probability e^ε/(e^ε + k − 1), else another one is drawn evenly.
 
     0 is a label drawn without a look at the row's own; 64 and more is no defence. Labels are class numbers, or the
-    0/1 floats of a binary loss (then k = 2).
+    0/1 floats of a binary loss (then k = 2). `correction`: of the loss over answers, `forward` or `backward`, or none.
+    It costs no ε: what is done with answers tells no more than they do.
     """
 
     epsilon: float
+    correction: str = ""
     word: ClassVar[str] = "label_dp"
     kind: ClassVar[Kind] = "release"
     ways: ClassVar[frozenset[Way]] = frozenset({"forward"})
     for_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if found := strength_fault(self.word, epsilon=self.epsilon):
+        found = strength_fault(self.word, epsilon=self.epsilon)
+        if self.correction not in ("", *CORRECTIONS):
+            near = nearest(self.correction, CORRECTIONS)
+            found.append(f"{self.word}: correction = {self.correction!r} is unknown{near}")
+        elif self.correction and self.epsilon == 0:
+            found.append(f"{self.word}: answers with epsilon = 0 tell nothing, so no loss can be corrected for them")
+        if found:
             raise PlanError(found)
 
     @property
@@ -75,6 +85,12 @@ class LabelDp(Defence):
         others = (labels + 1 + (drawn[:, 1] % np.uint64(classes - 1)).astype(np.int64)) % classes
         answers = np.where(drawn[:, 0] < self._threshold(classes), others, labels)
         return torch.from_numpy(answers).to(tensor).view(tensor.shape)
+
+    def chances(self, classes: int) -> Tensor:
+        """float64 `[K, K]`: of a row of each class (down), with which chance it is answered with each (across)."""
+        other = math.exp(-self.epsilon) / (1 + (classes - 1) * math.exp(-self.epsilon))
+        chances = torch.full((classes, classes), other, dtype=torch.float64)
+        return chances.fill_diagonal_(1 - (classes - 1) * other)
 
     def _threshold(self, classes: int) -> np.uint64:
         """Below which a word of 64 random bits changes a label: rounded up, so that ε is not exceeded."""

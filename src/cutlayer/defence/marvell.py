@@ -169,6 +169,16 @@ class Marvell(Defence):
     def neutral(self) -> bool:
         return self.s == 0
 
+    def labels_fault(self, classes: int, rows: int) -> str | None:
+        if classes not in (0, 2):
+            return f"marvell tells two classes apart, and the labels have {classes}: say max_norm or isotropic instead"
+        if rows < 2:
+            return (
+                "marvell compares rows of two classes in a mini-batch, and with one row in each it would release "
+                "nothing but zeros: say training.batch_size = 2 or more (hundreds are better), or max_norm"
+            )
+        return None
+
     def init(self, shape: TensorShape, generator: torch.Generator) -> State:
         """`line`: g_1 − g_0, [d]; `classes`: u, v and p. Zeros: none seen yet."""
         return {

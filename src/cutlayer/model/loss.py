@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cutlayer.model.answered import Answered
 from cutlayer.plan.tensors import TensorSpec
 from cutlayer.plan.terms import Method
 
@@ -25,15 +26,33 @@ class Kind:
     """Labels are class numbers; the output has a score per class in dimension 1."""
     logit: bool = False
     """The output's sign is the answer."""
+    by_class: Callable[[Tensor], Tensor] | None = None
+    """Of an output, −log of the chance that it gives to each class, `[B, K, ...]`: the loss if that were the label."""
+
+
+def _of_scores(output: Tensor) -> Tensor:
+    return -F.log_softmax(output, 1)
+
+
+def _of_logits(output: Tensor) -> Tensor:
+    return torch.stack((F.softplus(output), F.softplus(-output)), 1)
 
 
 KINDS: dict[str, Kind] = {
     "cross_entropy": Kind(
-        function=F.cross_entropy, options=frozenset({"weight", "label_smoothing", "ignore_index"}), classes=True
+        function=F.cross_entropy,
+        options=frozenset({"weight", "label_smoothing", "ignore_index"}),
+        classes=True,
+        by_class=_of_scores,
     ),
-    "nll_loss": Kind(function=F.nll_loss, options=frozenset({"weight", "ignore_index"}), classes=True),
+    "nll_loss": Kind(
+        function=F.nll_loss, options=frozenset({"weight", "ignore_index"}), classes=True, by_class=torch.neg
+    ),
     "binary_cross_entropy_with_logits": Kind(
-        function=F.binary_cross_entropy_with_logits, options=frozenset({"pos_weight"}), logit=True
+        function=F.binary_cross_entropy_with_logits,
+        options=frozenset({"pos_weight"}),
+        logit=True,
+        by_class=_of_logits,
     ),
     "mse_loss": Kind(function=F.mse_loss, options=frozenset()),
     "l1_loss": Kind(function=F.l1_loss, options=frozenset()),
@@ -43,11 +62,15 @@ KINDS: dict[str, Kind] = {
 
 
 class Loss:
-    """One loss with its options, for outputs and labels of any number of rows."""
+    """One loss with its options, for outputs and labels of any number of rows.
 
-    def __init__(self, method: Method) -> None:
+    `answered`: its labels are answers, and it is corrected for that; a kind with `by_class`, and no options.
+    """
+
+    def __init__(self, method: Method, answered: Answered | None = None) -> None:
         self.kind = KINDS[method.name]
         self.name = method.name
+        self._answered = answered
         self._options = {
             name: torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
             for name, value in method.options.items()
@@ -59,6 +82,8 @@ class Loss:
 
     def total(self, output: Tensor, labels: Tensor) -> Tensor:
         """The sum over rows, a 0-d tensor with a graph."""
+        if self._answered is not None and self.kind.by_class is not None:
+            return self._answered.total(self.kind.by_class(output), labels)
         options = {name: _like(value, output) for name, value in self._options.items()}
         return self.kind.function(output, labels, reduction="sum", **options)
 
@@ -78,6 +103,9 @@ class Loss:
 
     def score(self, output: Tensor, labels: Tensor) -> dict[str, float]:
         """`correct` and `count`, where an answer is right or wrong; else nothing."""
+        if self._answered is not None:
+            guesses = output.argmax(1) if self.kind.classes else output > 0
+            return {"correct": self._answered.right(guesses, labels), "count": float(labels.numel())}
         if self.kind.classes:
             counted = self._counted(labels)
             right = (output.argmax(1) == labels) & counted

@@ -99,3 +99,13 @@ def personal_names(model: nn.Module, patterns: Iterable[str]) -> tuple[tuple[str
 def batch_norm_layers(module: nn.Module) -> list[str]:
     """The layers whose output depends on the whole batch, by name: they allow no micro-batches."""
     return [name for name, layer in module.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+
+
+def mixes_rows(module: nn.Module) -> bool:
+    """Whether torch's layers in it normalise over the whole batch, or keep statistics of batches before.
+
+    What a module of the user's own does with a batch is not looked at.
+    """
+    return bool(batch_norm_layers(module)) or any(
+        getattr(layer, "track_running_stats", False) for layer in module.modules()
+    )

@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import PlanError
-
-FEWEST_TURNS = 3
-"""Of fewer, no two outvote a third."""
+from cutlayer.plan.safety import FEWEST_TURNS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +74,7 @@ class TurnCheck:
         turns = list(zip(states[first:-1], states[first + 1 :], strict=True))
         if len(turns) < FEWEST_TURNS:
             return Verdict(benign=True, newest_benign=len(states) - 1, scores=((0.0, 0.0),) * len(turns))
-        static = _scores([low_frequencies(before, after, part=self.low) for before, after in turns])
-        dynamic = _scores([angles(before, after) for before, after in turns])
+        static, dynamic = self._scored(turns)
         both = self._majority(static) & self._majority(dynamic)
         newest = first + 1 + max(both) if both else first
         return Verdict(
@@ -85,6 +82,22 @@ class TurnCheck:
             newest_benign=newest,
             scores=tuple(zip(static, dynamic, strict=True)),
         )
+
+    def benign(self, turns: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> set[int]:
+        """Which of these turns, each from one state to another, both analyses place in a majority; of fewer than 3 all.
+
+        They need be no chain: a turn that was turned down is still one of those that others are compared with.
+        """
+        if len(turns) < FEWEST_TURNS:
+            return set(range(len(turns)))
+        static, dynamic = self._scored(turns)
+        return self._majority(static) & self._majority(dynamic)
+
+    def _scored(
+        self, turns: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
+    ) -> tuple[list[float], list[float]]:
+        static = _scores([low_frequencies(before, after, part=self.low) for before, after in turns])
+        return static, _scores([angles(before, after) for before, after in turns])
 
     def _majority(self, scores: Sequence[float]) -> set[int]:
         bound = self.slack * sorted(scores)[len(scores) // 2]

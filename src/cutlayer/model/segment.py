@@ -32,6 +32,9 @@ class Steps(Protocol):
     def finish(self) -> None:
         """The gradients that the optimizer is about to step by become those that it may."""
 
+    def drop(self) -> None:
+        """There will be no step on what has been gathered."""
+
 
 @dataclass(slots=True)  # not frozen: one is made at each forward, and freezing triples the cost
 class _Graph:
@@ -178,6 +181,20 @@ class ModelSegment:
         if self._steps is not None:
             self._steps.finish()
         self.replica.step(normaliser, number, lr_scale=lr_scale)
+        self._freed()
+        if self._workset is not None:
+            self._workset.stepped(normaliser)
+
+    def drop(self) -> None:
+        """Forget the gradients of a step instead of taking it: the replica stays as it is."""
+        if self._steps is not None:
+            self._steps.drop()
+        for parameter in self.replica.parameters:
+            parameter.grad = None
+        self._freed()
+
+    def _freed(self) -> None:
+        """A step is through, and with it what no gradient came back for."""
         done = self._under_way.popleft() if self._under_way else None
         if self._under_way:
             self._graphs = {ticket: g for ticket, g in self._graphs.items() if (ticket.turn, ticket.step) != done}
@@ -186,8 +203,6 @@ class ModelSegment:
         if self._stashes is not None and done is not None:
             del self._stashes[done]
         self.busy = bool(self._under_way)
-        if self._workset is not None:
-            self._workset.stepped(normaliser)
 
     def cached_steps(self, number: int) -> tuple[int, ...]:
         """Step on each of the mini-batches that are kept, newest first, in round `number`; the LR schedule stays.

@@ -19,7 +19,7 @@ from cutlayer.model.cut import cut, parts_by_name
 from cutlayer.model.describe import Wiring, describe, state_specs
 from cutlayer.model.joining import unjoinable
 from cutlayer.model.loss import Loss
-from cutlayer.model.methods import batch_norm_layers, canonical, personal_names
+from cutlayer.model.methods import batch_norm_layers, canonical, mixes_rows, personal_names
 from cutlayer.model.replica import state_digest
 from cutlayer.party.coding import codec_faults
 from cutlayer.party.defences import defence_faults
@@ -116,7 +116,7 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
             elsewhere[name], cuttings[name], _ = _cut(sketch, model, own)
     personal, faults = personal_names(model, training.personal)
     faults += [fault for each in (cutting, *cuttings.values()) for fault in codec_faults(sketch, each)]
-    faults += [fault for each in (cutting, *cuttings.values()) for fault in defence_faults(sketch, each)]
+    faults += [fault for each in (cutting, *cuttings.values()) for fault in defence_faults(sketch, each, classes)]
     faults += [fault for own in (parts, *elsewhere.values()) for fault in learning_faults(sketch, own)]
     faults += _joining_faults(terms, parts, cutting, sketch.topology, frozenset(personal))
     if faults:
@@ -233,7 +233,7 @@ def _joining_faults(
 
 def _segment(part: nn.Module) -> SegmentContents:
     trainable = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
-    return SegmentContents(state=state_specs(part), parameters=trainable)
+    return SegmentContents(state=state_specs(part), parameters=trainable, mixes_rows=mixes_rows(part))
 
 
 # ---------------------------------------------------------------------- a folder's files

@@ -1,11 +1,14 @@
 """What a plan's defences come to: what changes an edge's tensors, what a segment is penalised for, what is at fault."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
 from cutlayer.defence.defence import Defence, Mechanism
+from cutlayer.defence.label_dp import LabelDp
 from cutlayer.defence.registry import build, faults
+from cutlayer.model.answered import Answered
+from cutlayer.model.loss import KINDS
 from cutlayer.model.segment import Penalty
 from cutlayer.plan.plan import Cutting, Plan
 from cutlayer.plan.tensors import TensorShape
@@ -41,6 +44,18 @@ def penalty_of(plan: Plan, segment: str) -> Penalty | None:
     return total
 
 
+def answered_of(plan: Plan, segment: str) -> Answered | None:
+    """How the labels of the loss that a segment ends in are answered, where that is to be corrected."""
+    target = plan.topology.target(segment)
+    if target is None or target not in plan.topology.cuts():
+        return None
+    for method in release_chain(plan, target.name, "forward"):
+        if isinstance(method, LabelDp) and method.correction:
+            classes = plan.contents.classes.get(target.source, 0) or 2
+            return Answered(chances=method.chances(classes), backward=method.correction == "backward")
+    return None
+
+
 def mechanism_of(chain: Sequence[Defence], shape: TensorShape) -> Mechanism | None:
     """What the release of one row by a chain tells: what its last method says, since nothing undoes that one."""
     return chain[-1].mechanism(shape) if chain else None
@@ -49,12 +64,12 @@ def mechanism_of(chain: Sequence[Defence], shape: TensorShape) -> Mechanism | No
 def learns_from_rows(plan: Plan, party: str, edge: str) -> bool:
     """Whether what a party gives on an edge may have learned from other rows of its own, or depends on a whole batch.
 
-    Frozen segments have not, but for layers that normalise over a batch; nor do those that learn by DP-SGD.
+    Frozen segments have not, but for layers that normalise over a batch, with running statistics or without; nor do
+    those that learn by DP-SGD.
     """
     contents = plan.contents.of(party) if party in plan.terms.parties else plan.contents
     return any(
-        (contents.segments[name].parameters > 0 and not plan.learning(name))
-        or any(tensor.endswith("running_mean") for tensor in contents.segments[name].state)
+        (contents.segments[name].parameters > 0 and not plan.learning(name)) or contents.segments[name].mixes_rows
         for name in contents.segments
         if plan.holds(party, plan.topology.segment(name).role)
     )
@@ -68,7 +83,7 @@ def gradients_tell(plan: Plan, party: str, segment: str) -> tuple[bool, tuple[Ch
     unaccounted, or without DP-SGD beside this one.
     """
     segments = plan.contents.of(party).segments if party in plan.terms.parties else plan.contents.segments
-    if any(tensor.endswith("running_mean") for contents in segments.values() for tensor in contents.state):
+    if any(contents.mixes_rows for contents in segments.values()):
         return True, ()
     learning = [n for n, contents in segments.items() if n != segment and contents.parameters and not plan.learning(n)]
     if not learning:
@@ -89,8 +104,11 @@ def gradients_tell(plan: Plan, party: str, segment: str) -> tuple[bool, tuple[Ch
 # ---------------------------------------------------------------------- faults
 
 
-def defence_faults(plan: Plan, cutting: Cutting) -> Iterator[str]:
-    """Why what a plan names cannot defend what crosses, or accounts for less than it says."""
+def defence_faults(plan: Plan, cutting: Cutting, classes: Mapping[str, int]) -> Iterator[str]:
+    """Why what a plan names cannot defend what crosses, or accounts for less than it says.
+
+    `classes`: of each source of labels, how many there are; 0 where they are no class numbers.
+    """
     for edge in plan.topology.cuts():
         for way in WAYS:
             where = f"defence of {edge.name}, {way}"
@@ -98,7 +116,9 @@ def defence_faults(plan: Plan, cutting: Cutting) -> Iterator[str]:
             if found := faults(methods):
                 yield from (f"{where}: {fault}" for fault in found)
                 continue
-            yield from (f"{where}: {fault}" for fault in _edge_faults(plan, cutting, edge, way, build(methods)))
+            chain = build(methods)
+            yield from (f"{where}: {fault}" for fault in _edge_faults(plan, cutting, edge, way, chain))
+            yield from (f"{where}: {fault}" for fault in _label_faults(plan, edge, chain, classes))
     for entry in plan.terms.defence:
         yield from _update_faults(plan, entry.segment, entry.update)
     yield from _budget_faults(plan, cutting)
@@ -122,6 +142,22 @@ def _edge_faults(plan: Plan, cutting: Cutting, edge: Edge, way: Way, chain: Sequ
             yield from _penalty_faults(plan, method)
         if place + 1 < len(chain) and any(method.mechanism(shape) for shape in shapes):
             yield f"{method.word} must come last: what is done after it cannot be accounted for"
+
+
+def _label_faults(plan: Plan, edge: Edge, chain: Sequence[Defence], classes: Mapping[str, int]) -> Iterator[str]:
+    """Why methods do not go with the labels that they look at, or with the loss that labels are for."""
+    training = plan.terms.training
+    parts = training.micro_batches if isinstance(training.micro_batches, int) else 1
+    for method in chain:
+        if method.needs_labels:
+            known = next(filter(None, classes.values()), 0)
+            if fault := method.labels_fault(known, training.batch_size // parts):
+                yield fault
+        if isinstance(method, LabelDp) and method.correction:
+            loss = plan.loss_of(edge.target)
+            if KINDS[loss.name].by_class is None or loss.options:
+                told = ", ".join(name for name, kind in KINDS.items() if kind.by_class)
+                yield f"label_dp corrects {told}, without options: leave its correction out, or the loss' options"
 
 
 def _penalty_faults(plan: Plan, method: Defence) -> Iterator[str]:

@@ -217,8 +217,11 @@ class Defending:
 
     # ------------------------------------------------------------------ what comes
 
-    def came(self, message: Forward | Backward, peer: str, tensors: Tensors) -> Tensors:
-        """What a peer sent, decoded; of a gradient, what it says of the activation before it was made safer."""
+    def came(self, message: Forward | Backward, peer: str, tensors: Tensors, *, learns: bool = True) -> Tensors:
+        """What a peer sent, decoded; of a gradient, what it says of the activation before it was made safer.
+
+        `learns`: whether defences may learn from it.
+        """
         rows = self._noted(message, tensors) if self._remembers else _Rows()
         for tensor in tensors if self._taps else ():
             self._show(self._seen(peer, message, tensor, rows, sent=False))
@@ -230,7 +233,7 @@ class Defending:
         specs = self._plan.contents.of(message.ticket.owner).edges[message.edge]
         answered = [trace for trace, spec in zip(traces, specs, strict=True) if spec.differentiable]
         return tuple(
-            gradient if trace is None else self._back(trace, gradient)
+            gradient if trace is None else self._back(trace, gradient, learns)
             for trace, gradient in zip(answered, tensors, strict=True)
         )
 
@@ -247,9 +250,10 @@ class Defending:
         self._rows[message.ticket] = rows
         return rows
 
-    def _back(self, trace: _Trace, gradient: Tensor) -> Tensor:
+    def _back(self, trace: _Trace, gradient: Tensor, learns: bool) -> Tensor:
         """The gradient before the defences, which learn from it what they have to learn."""
-        learning = [(d, s, slot, n, [k for k, v in s.items() if v.requires_grad]) for d, s, slot, n in trace.stages]
+        stages = trace.stages if learns else ()
+        learning = [(d, s, slot, n, [k for k, v in s.items() if v.requires_grad]) for d, s, slot, n in stages]
         wanted = [state[name] for _, state, _, _, names in learning for name in names]
         first, *others = torch.autograd.grad(trace.released, [trace.leaf, *wanted], gradient)
         given = iter(others)

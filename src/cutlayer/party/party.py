@@ -31,10 +31,14 @@ from cutlayer.party.accounting import Accounting
 from cutlayer.party.coding import Coding
 from cutlayer.party.defending import Defending, Witnesses
 from cutlayer.party.forwarding import Forwarding
+from cutlayer.party.judging import Judging
 from cutlayer.party.keeping import Keeping
+from cutlayer.party.masking import MaskedSum
 from cutlayer.party.moving import Mover
 from cutlayer.party.notes import Notes
+from cutlayer.party.openings import Openings
 from cutlayer.party.pace import Pace
+from cutlayer.party.probing import Probing
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
 from cutlayer.party.saved import begin_with_saved
@@ -136,7 +140,11 @@ class Party:
             defence=self._defending.name,
             audited=audited,
         )
-        self._bench = Workbench(plan, self.replicas, self._coding, self._defending, secret=secret, loader=loader)
+        probing = Probing(plan, name, secret=secret, tell=self.tell)
+        self._bench = Workbench(
+            plan, self.replicas, self._coding, self._defending, probing, secret=secret, loader=loader
+        )
+        self._judging = Judging(plan, name, replicas, steps=self.session.steps_of_round)
         self._mover = Mover(
             plan,
             name,
@@ -146,6 +154,7 @@ class Party:
             steps=lambda: sum(map(self.session.total_steps, plan.owners)),
             seals=seals,
             loader=loader,
+            masked=self._masked(seals, setting.openings),
         )
         self._forwarding = Forwarding(plan, name, run=lambda: self.session.run, seals=seals)
         self._stopped = False
@@ -157,10 +166,24 @@ class Party:
         self._keeping = Keeping(
             name,
             replicas,
-            Notes(self._coding, self._defending, self._pace),
+            Notes(self._coding, self._defending, probing, self._judging, self._pace),
             saver=setting.saver,
             feed=self._events.append,
             post=setting.post,
+        )
+
+    def _masked(self, seals: Seals | None, openings: Openings | None) -> MaskedSum | None:
+        """Its hand at sums under masks, if the plan has any."""
+        if not self.plan.terms.secure_aggregation:
+            return None
+        return MaskedSum(
+            self.plan,
+            self.name,
+            self.replicas,
+            run=lambda: self.session.run,
+            seals=seals,
+            openings=openings,
+            present=lambda: self.session.members.keys(),
         )
 
     @property
@@ -345,8 +368,10 @@ class Party:
 
     def _step(self, step: Step) -> None:
         start = time.perf_counter()
+        self._judging.before(step)
         cached = self._bench.step(step)
-        self.tell(Spent(party=self.name, on="step", seconds=time.perf_counter() - start))
+        turned = self._judging.after(step)
+        self.tell(Spent(party=self.name, on="step", seconds=time.perf_counter() - start), *turned)
         if cached:
             self.tell(Cached(party=self.name, segment=step.replica[0], round=step.round, stale=cached))
         for owner in step.owners:

@@ -40,6 +40,11 @@ class PrivateSteps:
         self._rows.gather(rows)
         self._tickets.append((ticket, rows))
 
+    def drop(self) -> None:
+        """The gradients that were gathered are for no step."""
+        self._tickets.clear()
+        self._rows.drop()
+
     def finish(self) -> None:
         """Before the optimizer steps: write the step down, then give its gradients noise. Raises `BudgetSpent`."""
         if not self._tickets:

@@ -37,6 +37,10 @@ class Body:
     """The object with what codecs remember, if they do."""
     defending: str = ""
     """The object with what defences have learned, if they have."""
+    probing: str = ""
+    """The object with what probes have found, if they have."""
+    judging: str = ""
+    """The object with the turns by which others are judged, if they are."""
     micro_batches: int = 0
     """How many a step has, if the conductor has decided that."""
 
@@ -155,6 +159,8 @@ class Saver:
         if notes is not None:
             notes.coding.load(states.get(body.coding))
             notes.defending.load(states.get(body.defending))
+            notes.probing.load(states.get(body.probing))
+            notes.judging.load(states.get(body.judging))
             notes.pace.decided = body.micro_batches or notes.pace.decided
         return body
 
@@ -180,7 +186,7 @@ class Saver:
             "scored": list(self._scored),
             "bases": bases,
             "rests": rests,
-            **{name: objects.add(memory if memory.tensors else None) for name, memory in memories.items()},
+            **{name: objects.add(own if own.tensors or own.counts else None) for name, own in memories.items()},
             "micro_batches": 0 if notes is None else notes.pace.decided,
         }
         self._writer.submit(self._write, store, body, objects.found, done)

@@ -14,9 +14,10 @@ from cutlayer.model.loss import Loss
 from cutlayer.model.replica import Replica
 from cutlayer.model.segment import ModelSegment
 from cutlayer.party.coding import Coding
-from cutlayer.party.defences import penalty_of
+from cutlayer.party.defences import answered_of, penalty_of
 from cutlayer.party.defending import Defending
 from cutlayer.party.private import Learning
+from cutlayer.party.probing import Probing
 from cutlayer.party.received import Undecoded
 from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
@@ -43,14 +44,17 @@ class Workbench:
         replicas: Replicas,
         coding: Coding,
         defending: Defending,
+        probing: Probing,
         *,
         secret: bytes,
         loader: Loader | None,
     ) -> None:
         self._plan, self._replicas, self._secret, self._loader = plan, replicas, secret, loader
-        self._coding, self._defending, self._learning = coding, defending, Learning(plan)
+        self._coding, self._defending, self._probing, self._learning = coding, defending, probing, Learning(plan)
         self._device, self._largest_rms = replicas.device, plan.terms.limits.tensor_rms
-        self._losses = {loss.name: Loss(plan.loss_of(loss.name)) for loss in plan.topology.losses}
+        self._losses = {
+            loss.name: Loss(plan.loss_of(loss.name), answered_of(plan, loss.name)) for loss in plan.topology.losses
+        }
         self._edges_into = {
             segment.name: [edge.name for edge in plan.topology.activations(segment.name)]
             for segment in plan.topology.segments
@@ -100,6 +104,8 @@ class Workbench:
         self._coding.note_rows(run)
         mark = self._loader.mark(run.ticket, run.batch) if self._plan.schedule.together else b""
         tensors = self._loader.load("x" if source.kind == "rows" else "y", run.batch)
+        if source.kind == "labels":
+            tensors = self._probing.labels(run, tensors, self._plan.contents.classes.get(run.node, 0))
         self._defending.loaded(run, source.kind, tensors)
         return tensors, mark
 
@@ -140,6 +146,9 @@ class Workbench:
         if self._scales and len(step.owners) == 1 and step.replica[0] in self._server_segments:
             scale = self._scales.get(step.owners[0], 1.0)
         segment = self.segment(step.replica)
+        if self._probing.skips(step.replica):
+            segment.drop()
+            return ()
         segment.step(step.normaliser, step.round, scale)
         return segment.cached_steps(step.round)
 
@@ -197,8 +206,12 @@ class Workbench:
 
     def _tensors(self, value: Value) -> Tensors:
         if isinstance(value, Undecoded):
-            tensors = self._coding.correct(value, self._coding.decode(value, self._device, self._largest_rms))
-            return tensors if value.message is None else self._defending.came(value.message, value.peer, tensors)
+            message, decoded = value.message, self._coding.decode(value, self._device, self._largest_rms)
+            tensors = self._coding.correct(value, decoded)
+            if message is None:
+                return tensors
+            self._probing.came(message, tensors)
+            return self._defending.came(message, value.peer, tensors, learns=not self._probing.is_probe(message.ticket))
         return tuple(tensor.to(self._device) for tensor in value)
 
     # ------------------------------------------------------------------ joined batches

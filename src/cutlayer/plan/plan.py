@@ -26,6 +26,8 @@ class SegmentContents:
     state: dict[str, TensorShape]
     parameters: int
     """How many trainable numbers."""
+    mixes_rows: bool = False
+    """Whether what it gives for a row depends on the batch's other rows, or on rows of batches before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,10 +1,11 @@
-"""What must hold for what a plan says of defences, budgets and robust averages. Faults are sentences."""
+"""What must hold for what a plan says of defences, budgets, probes, and clients that are not trusted. Faults are
+sentences."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from cutlayer.plan.schedule import SCHEDULES
-from cutlayer.plan.terms import Method, Terms
+from cutlayer.plan.terms import Method, ProbeTerms, Terms, TurnCheckTerms
 from cutlayer.plan.topology import OWN, TOPOLOGIES
 
 AVERAGING: dict[str, dict[str, tuple[float, float]]] = {
@@ -15,6 +16,11 @@ AVERAGING: dict[str, dict[str, tuple[float, float]]] = {
 """Averages that a few bad shares cannot lead astray: the options of each, which are all needed, and what they lie
 between."""
 
+MOST_PROBES = 0.5
+FEWEST_TURNS = 3
+"""Of fewer, no two outvote a third."""
+CHECKED = ("alternating", "splitfed_v2")
+
 
 def faults(terms: Terms) -> Iterator[str]:
     """All of them; what needs the model is checked when the plan is drafted."""
@@ -23,6 +29,10 @@ def faults(terms: Terms) -> Iterator[str]:
     yield from _defences(terms)
     if terms.training.averaging is not None:
         yield from _averaging(terms, terms.training.averaging)
+    if terms.probe != ProbeTerms():
+        yield from _probe(terms)
+    if terms.training.turn_check != TurnCheckTerms():
+        yield from _turn_check(terms)
 
 
 def _defences(terms: Terms) -> Iterator[str]:
@@ -71,3 +81,54 @@ def _options(where: str, method: Method, known: Mapping[str, tuple[float, float]
 
 def _lies(value: object, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high
+
+
+def _probe(terms: Terms) -> Iterator[str]:
+    """A probe's owner has to have labels, to step by itself, and to tell nothing by the labels that it makes up."""
+    probe, schedule = terms.probe, SCHEDULES[terms.schedule]
+    if not 0 < probe.share <= MOST_PROBES:
+        yield f"probe.share = {probe.share}: a chance above 0 and at most {MOST_PROBES}; leave [probe] out for none"
+    if probe.after < 0:
+        yield f"probe.after = {probe.after}: a number of steps, at least 0"
+    if schedule.joined or schedule.together:
+        yield (
+            f"probe means nothing under {terms.schedule}: it is for schedules in which a client's mini-batch is a step "
+            "by itself"
+        )
+    if terms.training.staleness:
+        yield "probe with training.staleness: a client must know whose gradient it steps on; leave one of them out"
+    if terms.topology == "decoupled":
+        yield "probe means nothing under the topology decoupled: no gradient comes back that could tell anything"
+    elif terms.topology in TOPOLOGIES or terms.topology == OWN:
+        yield from _defended_labels(terms)
+
+
+def _defended_labels(terms: Terms) -> Iterator[str]:
+    topology = terms.drawn()
+    labels = {edge.name for edge in topology.cuts() if topology.source_kind(edge) == "labels"}
+    for each in terms.defence:
+        if each.edge in labels and each.forward:
+            yield (
+                f"probe with a defence of {each.edge}: labels that change from one release to the next tell which of "
+                "them are made up, and so the others; leave one of them out"
+            )
+
+
+def _turn_check(terms: Terms) -> Iterator[str]:
+    check = terms.training.turn_check
+    where = "training.turn_check"
+    if check.window < FEWEST_TURNS:
+        yield f"{where}.window = {check.window}: at least {FEWEST_TURNS} turns; leave it out for no check"
+    if not 0 < check.low <= 1:
+        yield f"{where}.low = {check.low}: a part of the frequencies, above 0 and at most 1"
+    if not 1 <= check.slack < float("inf"):
+        yield f"{where}.slack = {check.slack}: a finite number, at least 1"
+    if terms.schedule not in CHECKED or terms.turn != "epoch":
+        yield (
+            f'{where} is for {" and ".join(CHECKED)} with turn = "epoch": it needs a segment of the server\'s that '
+            "one client trains after another"
+        )
+    if (terms.topology in TOPOLOGIES or terms.topology == OWN) and any(e.every > 1 for e in terms.drawn().edges):
+        yield f"{where}: every mini-batch must reach the segment that is judged; say training.upload_every = 1"
+    if terms.training.staleness:
+        yield f"{where} with training.staleness: a turn must be through before it is judged; leave one of them out"

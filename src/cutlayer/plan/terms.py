@@ -8,7 +8,7 @@ from cutlayer.plan.schedule import TurnUnit
 from cutlayer.plan.tensors import DType, TensorSpec
 from cutlayer.plan.topology import OWN, TOPOLOGIES, Cast, Edge, Join, SegmentNode, Source, SourceKind, Topology
 
-FORMAT = 5
+FORMAT = 6
 
 TOGETHER = "all"
 """The owner of rows that several parties have different columns of: they travel as one."""
@@ -53,6 +53,19 @@ class InputTerms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TurnCheckTerms:
+    """The server's segment goes back behind a client's turn that moved it as none of the others did (SafeSplit).
+
+    A turn is judged among the last `window` (0: none is), by the `low` part of its update's frequencies and by the
+    angles of its turn. `slack` widens what counts as usual; 1 is SafeSplit's rule.
+    """
+
+    window: int = 0
+    low: float = 0.25
+    slack: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
     """How the segments learn. One optimizer per replica; `server_optimizer` is that of server segments, if another.
 
@@ -74,6 +87,7 @@ class Training:
     `personal`: parameters that stay with their owner, by patterns of names or as `type:BatchNorm2d`.
     `losses`: of segments that have another loss than `loss`, by segment. `loss_weights`: λ of each loss, where a
     topology has several; 1 if it is not named. `upload_every`: under `decoupled` the server gets each so-manyth batch.
+    `turn_check`: whether the server takes back turns that are unlike the others.
     `party_dropout`: how often a party's activation is replaced by zeros where a segment joins those of several, in
     training, so that the model learns to do without.
     """
@@ -102,6 +116,7 @@ class Training:
     server_optimizer: Method | None = None
     proximal: float = 0.0
     averaging: Method | None = None
+    turn_check: TurnCheckTerms = field(default_factory=TurnCheckTerms)
     personal: tuple[str, ...] = ()
     losses: dict[str, Method] = field(default_factory=dict)
     loss_weights: dict[str, float] = field(default_factory=dict)
@@ -184,6 +199,18 @@ class DefenceTerms:
         return self.forward if way == "forward" else self.backward
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeTerms:
+    """Mini-batches with wrong labels, by which their owner finds out whether the server looks at labels (SplitGuard).
+
+    `share`: by which chance a mini-batch is one, drawn from its owner's secret, from the owner's step number `after`
+    on. No segment of the owner's steps on it. With 0 there are none.
+    """
+
+    share: float = 0.0
+    after: int = 20
+
+
 Channel = Literal["activations", "gradients", "labels", "weights"]
 """By which way something of a party's rows reaches another party."""
 
@@ -218,7 +245,9 @@ class Terms:
     `join`: how the activations of several parties become one; without a name the user's module is called with all.
     `source`, `segment`, `edge`: what a topology of one's own (`topology = "own"`) consists of.
     `codec`: how what crosses is encoded. `defence`: how it is made safer before; `budget`: how much it may tell.
-    `on_alarm`: whether an alarm of a party's monitor is told to its person, or ends the run before the next release.
+    `probe`: mini-batches that ask whether the server trains what was agreed.
+    `on_alarm`: whether an alarm of a party's monitor or probes is told to its person, or ends the run before the next
+    release.
     `secure_aggregation`: the aggregator learns the weighted sum of what clients send and nothing else of it.
     `quorum`: how many clients are enough to go on with when others are lost or slow; by default all are waited for.
     """
@@ -244,6 +273,7 @@ class Terms:
     codec: tuple[CodecTerms, ...] = ()
     defence: tuple[DefenceTerms, ...] = ()
     budget: tuple[BudgetTerms, ...] = ()
+    probe: ProbeTerms = field(default_factory=ProbeTerms)
     secure_aggregation: bool = False
     on_alarm: OnAlarm = "tell"
     quorum: Quorum = "all"

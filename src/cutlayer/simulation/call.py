@@ -28,10 +28,13 @@ from cutlayer.plan.terms import (
     InputTerms,
     Method,
     ModelTerms,
+    OnAlarm,
     Option,
     PartyTerms,
+    ProbeTerms,
     Terms,
     Training,
+    TurnCheckTerms,
 )
 from cutlayer.plan.topology import OWN, TOPOLOGIES, Join, Topology
 from cutlayer.simulation.runs import Result, simulate_plan
@@ -79,12 +82,15 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
     cut_average: float = 0.0,
     proximal: float = 0.0,
     averaging: str | Mapping[str, Any] | None = None,
+    turn_check: TurnCheckTerms = TurnCheckTerms(),  # noqa: B008 (frozen)
     personal: Sequence[str] = (),
     upload_every: int = 1,
     party_dropout: float = 0.0,
     codec: str | CodecTerms | Sequence[CodecTerms] = (),
     defence: DefenceTerms | Sequence[DefenceTerms] = (),
     budget: BudgetTerms | Sequence[BudgetTerms] = (),
+    probe: ProbeTerms = ProbeTerms(),  # noqa: B008 (frozen)
+    on_alarm: OnAlarm = "tell",
     cuts: Mapping[str, Cut] | None = None,
     aggregator_sees_weights: bool = False,
     secure_aggregation: bool = False,
@@ -123,6 +129,8 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         party_dropout: how often a party's activation is left out in training, so that the model can do without.
         codec: how what crosses is encoded: a codec's name for all cuts and both ways, or for each cut what a plan says.
         defence: what makes safer what crosses, as a plan says it; `budget`: how much a party may tell of a row.
+        probe: mini-batches with wrong labels that ask whether the server looks at labels; `on_alarm`: whether what
+            they find is told (`"tell"`), or ends the run (`"end"`).
         turn: with `alternating` and `relay`, `"epoch"` or `"batch"`: how long one client trains before the next does.
         loss: a loss by its name in `torch.nn.functional`, or a mapping of `name` and its options.
         optimizer: one by its name in `torch.optim`, or a mapping of `name` and its options; `lr` is one of them.
@@ -144,6 +152,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         cut_average: with `parallel` and own client segments, the part of each batch whose gradients at the cut are
             averaged over the clients.
         proximal: FedProx's μ, for averaged replicas. `averaging`: how they are averaged, if not by their mean.
+        turn_check: whether the server takes back turns of clients that moved its segment as no others did.
         secure_aggregation: whoever averages sees only the sum of what clients send.
         personal: parameters that stay with their owner: patterns of names, or `"type:BatchNorm2d"`.
         cuts: with `splitfed_v1`, by client, where its model is cut instead.
@@ -205,6 +214,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
             cut_average=cut_average,
             proximal=proximal,
             averaging=None if averaging is None else _method(averaging),
+            turn_check=turn_check,
             personal=tuple(personal),
             shuffle=shuffle,
             drop_last=drop_last,
@@ -215,6 +225,8 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         codec=_codecs(codec),
         defence=(defence,) if isinstance(defence, DefenceTerms) else tuple(defence),
         budget=(budget,) if isinstance(budget, BudgetTerms) else tuple(budget),
+        probe=probe,
+        on_alarm=on_alarm,
         secure_aggregation=secure_aggregation,
         limits=Limits(max_live=max_live, header_bytes=max(Limits().header_bytes, 256 * len(data))),
     )

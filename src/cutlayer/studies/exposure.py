@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from cutlayer.defence.registry import build
 from cutlayer.party.defences import learns_from_rows, mechanism_of, release_chain
 from cutlayer.plan.check import needs_aggregator
+from cutlayer.plan.masking import own_masks
 from cutlayer.plan.plan import Plan
-from cutlayer.plan.terms import Way
+from cutlayer.plan.terms import Terms, Way
 from cutlayer.plan.topology import Edge
 
 SHALLOW = 2
@@ -117,8 +118,7 @@ def _of_states(plan: Plan) -> Iterator[Exposure]:
             sender="client",
             receiver=terms.aggregator,
             tells=f"the sum of {segments} alone" if terms.secure_aggregation else tells,
-            protected_by=" and ".join(filter(None, (learned, "secure aggregation" * terms.secure_aggregation)))
-            or NOTHING,
+            protected_by=" and ".join(filter(None, (learned, _summed(terms)))) or NOTHING,
             bounded=bool(learned),
         )
     yield Exposure(
@@ -129,6 +129,30 @@ def _of_states(plan: Plan) -> Iterator[Exposure]:
         protected_by=learned or "nothing: noise at a cut does not protect weights",
         bounded=bool(learned),
     )
+
+
+def _summed(terms: Terms) -> str:
+    """What sums under masks protect."""
+    once = ", each round's sum opened once: a client lost between that and the save has to come back" * own_masks(terms)
+    return f"secure aggregation{once}" if terms.secure_aggregation else ""
+
+
+def watches(plan: Plan) -> Iterator[str]:
+    """What is done so that parties that do not keep to the plan are found, a sentence each."""
+    probe, check = plan.terms.probe, plan.terms.training.turn_check
+    if probe.share:
+        owners = ", ".join(name for name in plan.clients if any(s.kind == "labels" for s in plan.sources_of(name)))
+        then = "the run ends" if plan.terms.on_alarm == "end" else "its person is told"
+        yield (
+            f"probes: from its step {probe.after + 1} on, {probe.share:.0%} of the mini-batches of {owners} have wrong "
+            "labels, and only their owner knows which; others train on them. If they are answered like all others, "
+            f"{then}"
+        )
+    if check.window:
+        yield (
+            f"a check of turns: a shared segment goes back behind a client's turn that is unlike most of the last "
+            f"{check.window}"
+        )
 
 
 def warnings(plan: Plan) -> Iterator[str]:
