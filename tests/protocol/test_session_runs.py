@@ -28,12 +28,25 @@ from protocol.joined import Wire
 from protocol.plans import LAB, A, make_plan
 from protocol.scenarios import EVERY, SCENARIOS, UNEQUAL, Scenario, states_used
 
+ANY = given(SCENARIOS, st.integers(0, 2**32), st.booleans())
 
-@settings(max_examples=250, deadline=None)
-@given(SCENARIOS, st.integers(0, 2**32), st.booleans())
+
+@settings(max_examples=60, deadline=None)
+@ANY
 def test_any_run_ends_as_the_plan_says_whatever_the_order_of_delivery(
     scenario: Scenario, seed: int, prompt: bool
 ) -> None:
+    assert_ends_as_planned(scenario, seed, prompt)
+
+
+@pytest.mark.slow
+@settings(max_examples=250, deadline=None)
+@ANY
+def test_many_runs_end_as_their_plans_say(scenario: Scenario, seed: int, prompt: bool) -> None:
+    assert_ends_as_planned(scenario, seed, prompt)
+
+
+def assert_ends_as_planned(scenario: Scenario, seed: int, prompt: bool) -> None:
     wire = scenario.play(seed, prompt=prompt)
     assert_all_done(wire)
     assert_steps_as_scheduled(wire)
@@ -49,11 +62,14 @@ def test_any_run_ends_as_the_plan_says_whatever_the_order_of_delivery(
     assert states_used(wire) == states_used(scenario.play())
 
 
+@pytest.mark.parametrize("orders", [6, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scenario", EVERY.values(), ids=EVERY.keys())
-def test_twenty_orders_of_delivery_give_each_replica_the_same_work_on_the_same_states(scenario: Scenario) -> None:
+def test_any_order_of_delivery_gives_each_replica_the_same_work_on_the_same_states(
+    scenario: Scenario, orders: int
+) -> None:
     straight = scenario.play()
     assert_all_done(straight)
-    for seed in range(20):
+    for seed in range(orders):
         wire = scenario.play(seed, prompt=bool(seed % 2), shared=seed % 3 == 0)
         assert_all_done(wire)
         assert order(wire, "forward") == order(straight, "forward")
