@@ -14,10 +14,12 @@ from typing import Literal
 Kind = Literal["kill", "stop", "drop", "delay", "duplicate", "reorder", "corrupt", "truncate"]
 TICKET = ("load", "forward", "backward", "step")
 """What a party does to a ticket; a step ends some."""
-SAVE = ("copy", "write", "written", "commit", "committed", "remove", "finish", "finished", "hello", "restore", "opened")
+SAVE = ("copy", "write", "written", "commit", "committed", "remove", "finish", "finished", "hello", "restore")
 """Stages of a save: its replicas are copied, its manifest gets its name, it is written, its mark gets its name, it
 holds, a file of an older one is removed; the whole run is over, that is written; and of joining: the first word, the
-save is taken up; and of sums under masks: that one is opened is written, its key has not left."""
+save is taken up."""
+SUM = ("opened",)
+"""Of a sum under masks, where a plan has one: that it is opened is written, the key has not left."""
 FRAME = "frame"
 LINK_KINDS: tuple[Kind, ...] = ("drop", "delay", "duplicate", "reorder", "corrupt", "truncate")
 
@@ -35,7 +37,7 @@ class Fault:
     """How long a process is stopped, or a frame delayed."""
 
     def __str__(self) -> str:
-        place = "frame" if self.at == FRAME else "save" if self.at in SAVE else "ticket"
+        place = "frame" if self.at == FRAME else "save" if self.at in (*SAVE, *SUM) else "ticket"
         at = "" if self.at == FRAME else f', at="{self.at}"'
         life = f", life={self.life}" if self.life > 1 else ""
         seconds = f", seconds={self.seconds:g}" if self.seconds else ""
@@ -83,7 +85,7 @@ def truncate(party: str, *, frame: int, life: int = 1) -> Fault:
 
 
 def _at_an_act(kind: Kind, party: str, ticket: int, save: int, at: str, life: int = 1, seconds: float = 0.0) -> Fault:
-    known, first = (TICKET, "forward") if ticket else (SAVE, "written")
+    known, first = (TICKET, "forward") if ticket else ((*SAVE, *SUM), "written")
     at = at or first
     if at not in known or bool(ticket) == bool(save):
         raise ValueError(f"name a ticket and one of {', '.join(TICKET)}, or a save and one of {', '.join(SAVE)}")
