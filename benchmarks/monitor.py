@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -70,7 +70,10 @@ QUICK = (SETTINGS[0], SETTINGS[1], SETTINGS[5])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What came of one run: the step of the alarm, if there was one; how many scores; the monitor's share of time."""
+    """What came of one run: the step of the alarm, if there was one; how many scores; the monitor's share of time.
+
+    `lowest`: the least score, or, of probes, the least mean of ten.
+    """
 
     setting: str
     attacked: bool
@@ -78,8 +81,8 @@ class Row:
     alarm: int | None
     scores: int
     lowest: float
-    share: float
     seconds: float
+    share: float = 0.0
 
 
 def main() -> None:
@@ -245,10 +248,19 @@ def seen(step: int, tensor: Tensor, *, sent: bool, rows: tuple[Tensor, Tensor, T
 # ---------------------------------------------------------------------- what comes of it
 
 
-def table(rows: Sequence[Row], steps: int) -> str:
-    """In Markdown: by setting, and all together."""
+def time_taken(honest: Sequence[Row]) -> str:
+    return f"{sum(row.share for row in honest) / len(honest):.1%}" if honest else ""
+
+
+def table(
+    rows: Sequence[Row],
+    steps: int,
+    what: str = "time of the monitor",
+    told: Callable[[Sequence[Row]], str] = time_taken,
+) -> str:
+    """In Markdown: by setting, and all together. `what` the last column has, and how it is told of honest runs."""
     lines = [
-        "| setting | attacked | found | at step, median (last) | honest | false alarms | time of the monitor |",
+        f"| setting | attacked | found | at step, median (last) | honest | false alarms | {what} |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name in [*dict.fromkeys(row.setting for row in rows), "all"]:
@@ -257,8 +269,7 @@ def table(rows: Sequence[Row], steps: int) -> str:
         at = sorted(row.alarm for row in attacked if row.alarm is not None)
         when = f"{at[len(at) // 2]} ({at[-1]})" if at else ""
         wrong = sum(row.alarm is not None for row in honest)
-        share = f"{sum(row.share for row in honest) / len(honest):.1%}" if honest else ""
-        lines.append(f"| {name} | {len(attacked)} | {len(at)} | {when} | {len(honest)} | {wrong} | {share} |")
+        lines.append(f"| {name} | {len(attacked)} | {len(at)} | {when} | {len(honest)} | {wrong} | {told(honest)} |")
     return "\n".join([*lines, "", f"Honest runs of {steps} steps; the attack begins at the first step."])
 
 

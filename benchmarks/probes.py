@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,21 +27,7 @@ from cutlayer.errors import RunError
 from cutlayer.observe.facts import Alarmed, Fact, Leaked
 from cutlayer.plan.terms import DefenceTerms, Method, ProbeTerms
 from cutlayer.studies.exposing import Inside
-from monitor import CLASSES, OWN, SETTINGS, Setting, bottom, found, load, own_rows, top
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What came of one run: after how many mini-batches the alarm, if there was one; the scores' number and the least
-    mean of the last ten."""
-
-    setting: str
-    attacked: bool
-    seed: int
-    alarm: int | None
-    scores: int
-    lowest: float
-    seconds: float
+from monitor import CLASSES, OWN, SETTINGS, Row, Setting, bottom, found, load, own_rows, table, top
 
 
 def main() -> None:
@@ -67,7 +53,11 @@ def main() -> None:
             setting = SETTINGS[number % len(SETTINGS)]
             rows.append(run(setting, probe, data, attacked=attacked, seed=args.seed + number, steps=args.steps))
             print(json.dumps(asdict(rows[-1]), ensure_ascii=False), file=sys.stderr, flush=True)
-    print(json.dumps([asdict(row) for row in rows], ensure_ascii=False) if args.json else table(rows))
+    print(
+        json.dumps([asdict(row) for row in rows], ensure_ascii=False)
+        if args.json
+        else table(rows, args.steps, "least mean score", least)
+    )
 
 
 def run(
@@ -117,20 +107,8 @@ def noise(deviation: float) -> tuple[DefenceTerms, ...]:
     return (DefenceTerms(forward=(method,)),) if deviation else ()
 
 
-def table(rows: Sequence[Row]) -> str:
-    """In Markdown: by setting, and all together."""
-    lines = [
-        "| setting | attacked | found | after mini-batches, median (last) | honest | false alarms | least mean score |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name in [*dict.fromkeys(row.setting for row in rows), "all"]:
-        of = [row for row in rows if name in (row.setting, "all")]
-        attacked, honest = ([row for row in of if row.attacked is kind] for kind in (True, False))
-        at = sorted(row.alarm for row in attacked if row.alarm is not None)
-        when = f"{at[len(at) // 2]} ({at[-1]})" if at else ""
-        wrong, least = sum(row.alarm is not None for row in honest), min((row.lowest for row in honest), default=1.0)
-        lines.append(f"| {name} | {len(attacked)} | {len(at)} | {when} | {len(honest)} | {wrong} | {least:.2f} |")
-    return "\n".join(lines)
+def least(honest: Sequence[Row]) -> str:
+    return f"{min(row.lowest for row in honest):.2f}" if honest else ""
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the live monitor measures, what it says, what it costs, and what it leaves as it was."""
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -475,20 +476,24 @@ def test_a_watch_that_means_nothing_is_refused(options: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------- on MNIST
 
 
+def quickly(benchmark: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a benchmark prints of a few short runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("monitor", "leaks"):
+        sys.modules.pop(name, None)
+    if importlib.import_module("monitor").found(None) is None:
+        pytest.skip("MNIST is not beside the repository, nor named by CUTLAYER_DATA")
+    monkeypatch.setattr(sys, "argv", [f"{benchmark}.py", "--quick"])
+    importlib.import_module(benchmark).main()
+    return capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_hijacked_clients_on_mnist_are_found_before_step_500_and_honest_runs_left_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    sys.modules.pop("monitor", None)
-    import monitor
-
-    if monitor.found(None) is None:
-        pytest.skip("MNIST is not beside the repository, nor named by CUTLAYER_DATA")
-    monkeypatch.setattr(sys, "argv", ["monitor.py", "--quick"])
-    monitor.main()
-    said = capsys.readouterr().out
+    said = quickly("monitor", monkeypatch, capsys)
     assert "| all | 3 | 3 |" in said
     assert "| 3 | 0 |" in said
 
@@ -498,16 +503,6 @@ def test_hijacked_clients_on_mnist_are_found_before_step_500_and_honest_runs_lef
 def test_what_begins_to_leak_on_mnist_is_found_and_honest_runs_left_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    for name in ("monitor", "leaks"):
-        sys.modules.pop(name, None)
-    import leaks
-    import monitor
-
-    if monitor.found(None) is None:
-        pytest.skip("MNIST is not beside the repository, nor named by CUTLAYER_DATA")
-    monkeypatch.setattr(sys, "argv", ["leaks.py", "--quick"])
-    leaks.main()
-    said = capsys.readouterr().out
+    said = quickly("leaks", monkeypatch, capsys)
     assert "| all: 3 | 0 |" in said
     assert "| isotropic noise removed from gradients | 1 | 1 |" in said

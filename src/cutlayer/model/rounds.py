@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import PlanError
-from cutlayer.plan.safety import FEWEST_TURNS
+
+FEWEST_TURNS = 3
+"""Of fewer, no two outvote a third."""
+
+Turn = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""From one state to another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +57,13 @@ class TurnCheck:
     def __post_init__(self) -> None:
         faults = []
         if self.window < FEWEST_TURNS:
-            faults.append(f"turn check: window = {self.window} must be at least {FEWEST_TURNS}")
+            faults.append(
+                f"training.turn_check.window = {self.window}: at least {FEWEST_TURNS} turns; leave it out for no check"
+            )
         if not 0 < self.low <= 1:
-            faults.append(f"turn check: low = {self.low} must be above 0 and at most 1")
+            faults.append(f"training.turn_check.low = {self.low}: a part of the frequencies, above 0 and at most 1")
         if not 1 <= self.slack < math.inf:
-            faults.append(f"turn check: slack = {self.slack} must be at least 1, and finite")
+            faults.append(f"training.turn_check.slack = {self.slack}: a finite number, at least 1")
         if faults:
             raise PlanError(faults)
 
@@ -72,8 +79,6 @@ class TurnCheck:
         _check_alike(states)
         first = max(0, len(states) - 1 - self.window)
         turns = list(zip(states[first:-1], states[first + 1 :], strict=True))
-        if len(turns) < FEWEST_TURNS:
-            return Verdict(benign=True, newest_benign=len(states) - 1, scores=((0.0, 0.0),) * len(turns))
         static, dynamic = self._scored(turns)
         both = self._majority(static) & self._majority(dynamic)
         newest = first + 1 + max(both) if both else first
@@ -83,24 +88,23 @@ class TurnCheck:
             scores=tuple(zip(static, dynamic, strict=True)),
         )
 
-    def benign(self, turns: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> set[int]:
-        """Which of these turns, each from one state to another, both analyses place in a majority; of fewer than 3 all.
+    def benign(self, turns: Sequence[Turn]) -> set[int]:
+        """Which of these turns both analyses place in a majority; of fewer than 3 all.
 
         They need be no chain: a turn that was turned down is still one of those that others are compared with.
         """
-        if len(turns) < FEWEST_TURNS:
-            return set(range(len(turns)))
         static, dynamic = self._scored(turns)
         return self._majority(static) & self._majority(dynamic)
 
-    def _scored(
-        self, turns: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]
-    ) -> tuple[list[float], list[float]]:
+    def _scored(self, turns: Sequence[Turn]) -> tuple[list[float], list[float]]:
+        """By either analysis; of fewer than 3 turns none is unusual."""
+        if len(turns) < FEWEST_TURNS:
+            return [0.0] * len(turns), [0.0] * len(turns)
         static = _scores([low_frequencies(before, after, part=self.low) for before, after in turns])
         return static, _scores([angles(before, after) for before, after in turns])
 
     def _majority(self, scores: Sequence[float]) -> set[int]:
-        bound = self.slack * sorted(scores)[len(scores) // 2]
+        bound = self.slack * sorted(scores)[len(scores) // 2] if scores else 0.0
         return {turn for turn, score in enumerate(scores) if math.isfinite(score) and score <= bound}
 
 

@@ -99,6 +99,11 @@ class SplitGuard:
         return self.scores[-1]
 
     @property
+    def size(self) -> int:
+        """How many numbers a mini-batch's gradient has; 0 before the first."""
+        return next((len(sums.total) for sums in (self.fakes, *self.halves) if sums.total is not None), 0)
+
+    @property
     def mean(self) -> float:
         """Of the last scores; 1 while there are none."""
         return math.fsum(self.scores) / len(self.scores) if self.scores else 1.0

@@ -23,6 +23,7 @@ from cutlayer.model.methods import batch_norm_layers, canonical, mixes_rows, per
 from cutlayer.model.replica import state_digest
 from cutlayer.party.coding import codec_faults
 from cutlayer.party.defences import defence_faults
+from cutlayer.party.judging import check_faults
 from cutlayer.party.private import learning_faults
 from cutlayer.plan import check
 from cutlayer.plan.document import read_terms
@@ -99,7 +100,7 @@ def draft(terms: Terms, model: nn.Module, *, model_digest: str = "") -> Agreemen
     faults = check.faults(terms)
     training, method_faults = canonical(terms.training)
     terms = replace(terms, training=training)
-    faults += method_faults
+    faults += [*method_faults, *check_faults(terms)]
     in_parts = training.micro_batches != 1 and not training.statistics_of_parts
     if in_parts and (layers := batch_norm_layers(model)):
         faults.append(

@@ -5,13 +5,32 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from cutlayer.errors import PlanError
 from cutlayer.model.rounds import TurnCheck
 from cutlayer.model.state import MODEL, ReplicaState
 from cutlayer.observe.facts import Fact, Noticed, TurnedDown
 from cutlayer.party.replicas import Replicas
 from cutlayer.plan.plan import Plan
+from cutlayer.plan.terms import Terms, TurnCheckTerms
 from cutlayer.protocol.events import Replica as Key
 from cutlayer.protocol.events import Step
+
+
+def check_of(terms: Terms) -> TurnCheck | None:
+    """The check of turns that a plan asks for, if it does. Raises `PlanError` for numbers that it cannot have."""
+    asked = terms.training.turn_check
+    if asked == TurnCheckTerms():
+        return None
+    return TurnCheck(window=asked.window, low=asked.low, slack=asked.slack)
+
+
+def check_faults(terms: Terms) -> list[str]:
+    """What is wrong with the numbers of the check that a plan asks for."""
+    try:
+        check_of(terms)
+    except PlanError as error:
+        return [*error.faults]
+    return []
 
 
 @dataclass(slots=True)
@@ -53,9 +72,8 @@ class Judging:
     """
 
     def __init__(self, plan: Plan, name: str, replicas: Replicas, *, steps: Callable[[str], int]) -> None:
-        terms = plan.terms.training.turn_check
         self._name, self._replicas, self._steps = name, replicas, steps
-        self._check = TurnCheck(window=terms.window, low=terms.low, slack=terms.slack) if terms.window else None
+        self._check = check_of(plan.terms)
         shared = plan.terms.parties[name].role != "client"
         self._segments = frozenset(s.name for s in plan.topology.segments if shared and plan.holds(name, s.role))
         self._turns: dict[Key, _Turns] = {}

@@ -45,8 +45,7 @@ class Probing:
         """Whether the step at that place is a probe."""
         self._came: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
         """Of that step, by edge and micro-batch: the gradients."""
-        self._guards: dict[str, SplitGuard] = {}
-        self._sizes: dict[str, int] = {}
+        self._guards: defaultdict[str, SplitGuard] = defaultdict(SplitGuard)
         self._alarmed: set[str] = set()
 
     def _is_mine(self, ticket: Ticket) -> bool:
@@ -94,10 +93,10 @@ class Probing:
 
     def _judge(self, edge: str, gradient: Tensor) -> None:
         """A whole mini-batch's gradient; of an epoch's last rows, which are fewer, it would not compare."""
-        if self._begun <= self._terms.after or len(gradient) < self._sizes.get(edge, 0):
+        if self._begun <= self._terms.after or len(gradient) < self._guards[edge].size:
             return
-        if len(gradient) != self._sizes.get(edge):
-            self._sizes[edge], self._guards[edge] = len(gradient), SplitGuard()
+        if len(gradient) > self._guards[edge].size:
+            self._guards[edge] = SplitGuard()
         guard = self._guards[edge]
         if not self._fake:
             guard.regular(gradient, half=int(self._drawn("half") < 0.5))
@@ -139,21 +138,20 @@ class Probing:
         tensors = {
             f"{edge}|{name}": tensor for edge, guard in self._guards.items() for name, tensor in guard.tensors().items()
         }
-        counts = {f"{edge}|size": size for edge, size in self._sizes.items()} | {"begun": self._begun}
-        return ReplicaState(tensors=tensors, counts=counts)
+        return ReplicaState(tensors=tensors, counts={"begun": self._begun})
 
     def load(self, state: ReplicaState | None) -> None:
         """Remember what a save remembered, and nothing else."""
-        counts = dict(state.counts) if state else {}
-        self._begun, self._place, self._fake = counts.pop("begun", 0), None, False
-        self._sizes = {key.partition("|")[0]: size for key, size in counts.items()}
-        self._guards = {edge: SplitGuard() for edge in self._sizes}
-        for edge, guard in self._guards.items():
-            assert state is not None
-            guard.load(
-                {key.removeprefix(f"{edge}|"): t for key, t in state.tensors.items() if key.startswith(f"{edge}|")}
-            )
+        self._begun = state.counts["begun"] if state else 0
+        self._place, self._fake = None, False
         self._came.clear()
+        self._guards.clear()
+        kept: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+        for key, tensor in state.tensors.items() if state else ():
+            edge, name = key.split("|")
+            kept[edge][name] = tensor
+        for edge, tensors in kept.items():
+            self._guards[edge].load(tensors)
         self._alarmed = {edge for edge, guard in self._guards.items() if guard.alarmed}
 
 

@@ -54,7 +54,7 @@ class InputTerms:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnCheckTerms:
-    """The server's segment goes back behind a client's turn that moved it as none of the others did (SafeSplit).
+    """The server's segment goes back behind a client's turn that moved it as most others did not (SafeSplit).
 
     A turn is judged among the last `window` (0: none is), by the `low` part of its update's frequencies and by the
     angles of its turn. `slack` widens what counts as usual; 1 is SafeSplit's rule.

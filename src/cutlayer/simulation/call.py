@@ -152,7 +152,7 @@ def simulate(  # noqa: PLR0913 (a whole plan in one call; every argument has its
         cut_average: with `parallel` and own client segments, the part of each batch whose gradients at the cut are
             averaged over the clients.
         proximal: FedProx's μ, for averaged replicas. `averaging`: how they are averaged, if not by their mean.
-        turn_check: whether the server takes back turns of clients that moved its segment as no others did.
+        turn_check: whether the server takes back turns of clients that moved its segment as most others did not.
         secure_aggregation: whoever averages sees only the sum of what clients send.
         personal: parameters that stay with their owner: patterns of names, or `"type:BatchNorm2d"`.
         cuts: with `splitfed_v1`, by client, where its model is cut instead.
